@@ -1,0 +1,464 @@
+//! The loop: the only file that knows `mio`. Sockets, signals and ended flushes become marks on the [`Server`], which
+//! then takes its turn.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use mio::event::Source;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
+use crate::fs::Disk;
+use crate::maildir::{Maildir, Now};
+use crate::server::{Readiness, Server};
+use crate::smtp::session::Dialect;
+use crate::smtp::trace::{MessageIds, Peer};
+
+const WAKER: Token = Token(0);
+const SIGNALS: Token = Token(1);
+const FLUSHES: Token = Token(2);
+const LISTENERS: usize = 3;
+/// Tokens of connections begin here; below are at most so many listeners.
+const CONNECTIONS: usize = 1024;
+
+/// Events of one poll.
+const EVENTS_MAX: usize = 1024;
+
+/// Connections that the kernel completes before we take them; it cuts this to its own limit.
+const BACKLOG: i32 = 1024;
+
+/// How long a listener rests when no descriptor is left for a newcomer.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a server did not start: one line that names the thing and what to do.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A connection's socket.
+#[derive(Debug)]
+enum Stream {
+    Tcp(mio::net::TcpStream),
+    Unix(mio::net::UnixStream),
+}
+
+impl Read for Stream {
+    fn read(&mut self, place: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(place),
+            Self::Unix(stream) => stream.read(place),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(octets),
+            Self::Unix(stream) => stream.write(octets),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(stream) => stream,
+        }
+    }
+}
+
+enum Socket {
+    Tcp(mio::net::TcpListener),
+    Unix(mio::net::UnixListener, PathBuf),
+}
+
+struct Listener {
+    socket: Socket,
+    dialect: Dialect,
+    /// Connections may wait to be taken; an event that was seen and not followed up never comes again.
+    ready: bool,
+}
+
+impl Listener {
+    fn source(&mut self) -> &mut dyn Source {
+        match &mut self.socket {
+            Socket::Tcp(listener) => listener,
+            Socket::Unix(listener, _) => listener,
+        }
+    }
+
+    fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, address) = listener.accept()?;
+                // Replies are written whole, so waiting for more would only delay them.
+                let _ = stream.set_nodelay(true);
+                Ok((Stream::Tcp(stream), Peer::Address(address.ip().to_canonical())))
+            }
+            Socket::Unix(listener, _) => listener.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::Local)),
+        }
+    }
+
+    fn place(&self) -> String {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().map_or_else(|error| error.to_string(), |it| it.to_string()),
+            Socket::Unix(_, path) => Place::Unix(path.clone()).to_string(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Socket::Unix(_, path) = &self.socket {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Ends a running [`EventLoop`] from another thread, as SIGTERM does.
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<Waker>);
+
+impl Stopper {
+    /// Asks for the end; a second call ends at once.
+    ///
+    /// # Errors
+    /// That of the write which wakes the loop.
+    pub fn stop(&self) -> io::Result<()> {
+        self.0.wake()
+    }
+}
+
+/// A whole server: its sockets, its Maildir and the loop that serves them on the caller's thread.
+///
+/// ```no_run
+/// let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
+/// let event_loop = mailchute::EventLoop::start(config)?;
+/// let stopper = event_loop.stopper()?;
+/// let server = std::thread::spawn(move || event_loop.run());
+/// // … and when it is time:
+/// stopper.stop()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct EventLoop {
+    poll: Poll,
+    listeners: Vec<Listener>,
+    /// When listeners that found no descriptor left are tried again.
+    accept_again: Option<Instant>,
+    server: Server<Stream, Disk>,
+    waker: Arc<Waker>,
+    signals: Option<Signals>,
+    grace: Duration,
+    /// When the end that was asked for comes even if messages are still coming in.
+    end: Option<Instant>,
+}
+
+impl EventLoop {
+    /// Starts a server, in this order: binds its sockets, opens and proves the Maildir, and is then ready to accept.
+    ///
+    /// # Errors
+    /// A socket that can't be had, or a Maildir that can't be written, each with what to do about it.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let mut listeners = bind_all(&config.listen)?;
+        let random = random_number();
+        let disk = Disk::new(config.sync);
+        let name = &config.protocol.hostname;
+        let mut maildir = Maildir::open(disk, &config.maildir, name, random, config.min_free)
+            .and_then(|mut maildir| maildir.prove().map(|()| maildir))
+            .map_err(|(path, error)| StartError(unusable(&path, &error)))?;
+        let poll_failed = |error: io::Error| StartError(format!("the system gives no event queue: {error}"));
+        let poll = Poll::new().map_err(poll_failed)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(poll_failed)?);
+        if let Some(event) = maildir.file_system().flush_event() {
+            let mut source = SourceFd(&event.as_raw_fd());
+            poll.registry().register(&mut source, FLUSHES, Interest::READABLE).map_err(poll_failed)?;
+        }
+        for (index, listener) in listeners.iter_mut().enumerate() {
+            let token = Token(LISTENERS + index);
+            poll.registry().register(listener.source(), token, Interest::READABLE).map_err(poll_failed)?;
+            let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
+            info!("listening on {}{protocol}", listener.place());
+        }
+        let path = std::path::absolute(&config.maildir).unwrap_or_else(|_| config.maildir.clone());
+        info!("storing mail in {}", path.display());
+        let ids = MessageIds::new(random, std::process::id());
+        let grace = config.grace;
+        let server = Server::new(&config, maildir, ids, Instant::now());
+        Ok(Self { poll, listeners, accept_again: None, server, waker, signals: None, grace, end: None })
+    }
+
+    /// Where it listens: addresses with their real ports, and `unix:` paths.
+    #[must_use]
+    pub fn places(&self) -> Vec<String> {
+        self.listeners.iter().map(Listener::place).collect()
+    }
+
+    /// What ends the loop from another thread.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.waker))
+    }
+
+    /// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore; and has a file size
+    /// limit be an error of a write, not the end of the process.
+    ///
+    /// # Errors
+    /// Those of installing the handlers.
+    pub fn watch_signals(&mut self) -> io::Result<()> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGXFSZ])?;
+        self.poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        self.signals = Some(signals);
+        Ok(())
+    }
+
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// That of the poll, which leaves nothing to wait for.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        loop {
+            match self.poll.poll(&mut events, self.patience()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                polled => polled?,
+            }
+            let now = Now::read();
+            let mut stops = 0;
+            for event in &events {
+                match event.token() {
+                    WAKER => stops += 1,
+                    SIGNALS => stops += self.signals.as_mut().map_or(0, count_stops),
+                    FLUSHES => self.server.mark_flushes(),
+                    Token(token) if token < CONNECTIONS => {
+                        if let Some(listener) = self.listeners.get_mut(token - LISTENERS) {
+                            listener.ready = true;
+                        }
+                    }
+                    Token(token) => self.server.mark(
+                        token - CONNECTIONS,
+                        Readiness {
+                            readable: event.is_readable(),
+                            writable: event.is_writable(),
+                            ending: event.is_read_closed() || event.is_write_closed() || event.is_error(),
+                        },
+                    ),
+                }
+            }
+            for _ in 0..stops {
+                if self.end.is_some() {
+                    self.server.abort();
+                    return Ok(());
+                }
+                info!("stopping; messages that are coming in may take {} s more", self.grace.as_secs());
+                self.listeners.clear();
+                self.server.drain();
+                self.end = Some(now.instant + self.grace);
+            }
+            self.accept(now);
+            self.server.turn(now);
+            if let Some(end) = self.end {
+                if self.server.is_empty() {
+                    return Ok(());
+                }
+                if now.instant >= end {
+                    warn!("stopping with {} connections in a message", self.server.connections());
+                    self.server.abort();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// How long the poll may sleep.
+    fn patience(&self) -> Option<Duration> {
+        let waiting = self.accept_again.is_none() && self.listeners.iter().any(|listener| listener.ready);
+        if waiting || self.server.is_runnable() {
+            return Some(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let until = |instant: Instant| instant.saturating_duration_since(now);
+        [self.server.next_deadline(now), self.accept_again.map(until), self.end.map(until)].into_iter().flatten().min()
+    }
+
+    /// Takes newcomers, a bounded number from each listener.
+    fn accept(&mut self, now: Now) {
+        if self.accept_again.is_some_and(|again| again > now.instant) {
+            return;
+        }
+        self.accept_again = None;
+        for listener in self.listeners.iter_mut().filter(|listener| listener.ready) {
+            for _ in 0..TURN_ACCEPTS_MAX {
+                match listener.accept() {
+                    Ok((mut stream, peer)) => {
+                        let token = Token(CONNECTIONS + self.server.vacant_key());
+                        if let Err(error) = register(self.poll.registry(), &mut stream, token) {
+                            warn!("a connection from {peer} can't be watched: {error}");
+                            continue;
+                        }
+                        self.server.accept(stream, peer, listener.dialect, now);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        listener.ready = false;
+                        break;
+                    }
+                    Err(error) if is_shortage(&error) => {
+                        warn!("no room for a newcomer: {error}; those who are here go on");
+                        self.accept_again = Some(now.instant + ACCEPT_PAUSE);
+                        return;
+                    }
+                    // That one newcomer went away again.
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+}
+
+fn register(registry: &Registry, stream: &mut Stream, token: Token) -> io::Result<()> {
+    registry.register(stream.source(), token, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// How many of the signals that came ask for the end.
+fn count_stops(signals: &mut Signals) -> usize {
+    signals.pending().filter(|&signal| signal != SIGXFSZ).count()
+}
+
+/// Whether the system lacks descriptors or memory: waiting helps, trying at once does not.
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    shortages.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// 64 bits that no other run has.
+fn random_number() -> u64 {
+    let mut octets = [0; 8];
+    // Without random numbers from the system, time and process id still tell runs apart on one host.
+    if rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty()) != Ok(octets.len()) {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        return (now.as_nanos() as u64).rotate_left(20) ^ u64::from(std::process::id());
+    }
+    u64::from_ne_bytes(octets)
+}
+
+fn bind_all(places: &[Listen]) -> Result<Vec<Listener>, StartError> {
+    let mut listeners = Vec::with_capacity(places.len());
+    for listen in places.iter().take(CONNECTIONS - LISTENERS) {
+        match bind(&listen.place) {
+            Ok(socket) => listeners.push(Listener { socket, dialect: listen.dialect, ready: false }),
+            Err(error) if listen.optional && is_missing_family(&error) => {
+                warn!("not listening on {}: this system has no such address ({error})", listen.place);
+            }
+            Err(error) => {
+                let place = &listen.place;
+                return Err(StartError(format!("can't listen on {place}: {error}; {}", bind_advice(&error))));
+            }
+        }
+    }
+    if listeners.is_empty() {
+        return Err(StartError("no address to listen on; name one with --listen ADDR".to_owned()));
+    }
+    Ok(listeners)
+}
+
+fn is_missing_family(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn bind_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop the program that has it, or choose another with --listen ADDR",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE and socket paths a writable directory; choose another with --listen ADDR"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another with --listen ADDR",
+        _ => "choose another with --listen ADDR",
+    }
+}
+
+fn bind(place: &Place) -> io::Result<Socket> {
+    match place {
+        Place::Tcp(address) => {
+            let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket: OwnedFd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+            // A server that comes back finds its address free though old connections linger.
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            if address.is_ipv6() {
+                // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
+                sockopt::set_ipv6_v6only(&socket, true)?;
+            }
+            rustix::net::bind(&socket, address)?;
+            rustix::net::listen(&socket, BACKLOG)?;
+            Ok(Socket::Tcp(mio::net::TcpListener::from_std(socket.into())))
+        }
+        Place::Unix(path) => {
+            remove_stale_socket(path);
+            let listener = mio::net::UnixListener::bind(path)?;
+            // As on loopback, every user of this machine may send mail.
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+            Ok(Socket::Unix(listener, path.clone()))
+        }
+    }
+}
+
+/// Removes a socket that a server which was killed left behind.
+fn remove_stale_socket(path: &Path) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Why a directory can't be used, who we are, whose it is, and what mends it.
+fn unusable(path: &Path, error: &io::Error) -> String {
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut message = format!("can't keep mail in {}: {error}", path.display());
+    // What is not there yet is made in the nearest directory that is.
+    let there = path.ancestors().find_map(|path| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        std::fs::metadata(path).ok().map(|metadata| (path, metadata))
+    });
+    if let Some((path, metadata)) = there {
+        message.push_str(&format!(
+            "; {} belongs to {}:{} with mode {:04o}, we are {user}:{group}",
+            path.display(),
+            metadata.uid(),
+            metadata.gid(),
+            metadata.mode() & 0o7777
+        ));
+        if !metadata.is_dir() {
+            message.push_str("; it is no directory: choose another with --maildir DIR");
+        } else if error.kind() == io::ErrorKind::PermissionDenied {
+            let path = path.display();
+            message.push_str(&format!("; run: chown {user}:{group} {path} && chmod 0700 {path}"));
+        } else {
+            message.push_str("; free or mount what it needs, or choose another with --maildir DIR");
+        }
+    }
+    message
+}

@@ -1,0 +1,32 @@
+//! **mailchute** takes mail in on a socket and has it safely in a Maildir before it says `250`.
+//!
+//! Three rules hold it together:
+//!
+//! 1. [`smtp`] is pure: octets in, replies and actions out; no socket, no file, no clock.
+//! 2. The disk decides the reply: `250` leaves only when the message and its name are on stable storage.
+//! 3. Events only mark; the turn does the work: receive, deliver, reply, expire, reap.
+//!
+//! It can be embedded at two heights: [`smtp::session::Session`] alone, in any runtime, or the whole server:
+//!
+//! ```no_run
+//! let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
+//! mailchute::EventLoop::start(config)?.run()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Read it in this order: `config`, `smtp/session`, `smtp/data`, `maildir`, `server`, `event_loop`.
+
+pub mod config;
+pub mod connection;
+pub mod event_loop;
+pub mod fs;
+pub mod maildir;
+pub mod pool;
+pub mod server;
+pub mod smtp;
+#[allow(unsafe_code)]
+mod sys;
+pub mod timers;
+
+pub use config::Config;
+pub use event_loop::{EventLoop, StartError, Stopper};

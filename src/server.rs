@@ -1,0 +1,476 @@
+//! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
+
+use std::time::Instant;
+
+use log::{debug, info};
+use slab::Slab;
+
+use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
+use crate::connection::{Connection, Filled, Transport, Waiting};
+use crate::fs::FileSystem;
+use crate::maildir::{Maildir, Now};
+use crate::pool::BufferPool;
+use crate::smtp::reply::Reply;
+use crate::smtp::session::{Action, Context, Dialect, Outcome, Output, Session, Settings, Storage, Transaction};
+use crate::smtp::trace::{MessageIds, Peer};
+use crate::timers::Timers;
+
+/// Small buffers that are kept for the next peer that needs one.
+const SMALL_KEPT_MAX: usize = 128;
+
+/// Transactions that are kept for the next peer that begins one.
+const TRANSACTIONS_KEPT_MAX: usize = 128;
+
+/// What a socket is ready for, as an event said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Readiness {
+    /// Octets may be there, or the end of them.
+    pub readable: bool,
+    /// Octets may be sent.
+    pub writable: bool,
+    /// The peer closed its side, or the connection broke.
+    pub ending: bool,
+}
+
+/// The machine: generic over the transport and the disk, so that a simulation runs the same code as a socket.
+pub struct Server<T, F: FileSystem> {
+    connections: Slab<Connection<T>>,
+    maildir: Maildir<F>,
+    settings: Settings,
+    connections_max: usize,
+    timeout: std::time::Duration,
+    ids: MessageIds,
+    transactions: Vec<Box<Transaction>>,
+    /// For what one read brings, behind what was left of the one before.
+    input: Box<[u8]>,
+    /// For the message of one read, where its connection has no block.
+    scratch: Vec<u8>,
+    blocks: BufferPool,
+    small: BufferPool,
+    timers: Timers,
+    /// Connections that have work in the next turn.
+    runnable: Vec<usize>,
+    /// Connections of this turn, whose replies are sent at its end.
+    touched: Vec<usize>,
+    closed: Vec<usize>,
+    flushes_ended: bool,
+    draining: bool,
+    sessions: u64,
+}
+
+impl<T: Transport, F: FileSystem> Server<T, F> {
+    /// A server without connections that stores in `maildir`.
+    pub fn new(config: &Config, maildir: Maildir<F>, ids: MessageIds, now: Instant) -> Self {
+        Self {
+            connections: Slab::new(),
+            maildir,
+            settings: config.protocol.clone(),
+            connections_max: config.connections_max,
+            timeout: config.timeout,
+            ids,
+            transactions: Vec::with_capacity(TRANSACTIONS_KEPT_MAX),
+            input: vec![0; BLOCK_OCTETS].into_boxed_slice(),
+            scratch: Vec::with_capacity(BLOCK_OCTETS),
+            blocks: BufferPool::new(BLOCK_OCTETS, BLOCKS_MAX, BLOCKS_MAX),
+            small: BufferPool::new(SMALL_OCTETS, usize::MAX, SMALL_KEPT_MAX),
+            timers: Timers::new(now),
+            runnable: Vec::new(),
+            touched: Vec::new(),
+            closed: Vec::new(),
+            flushes_ended: false,
+            draining: false,
+            sessions: 0,
+        }
+    }
+
+    /// The key that the next connection will have.
+    #[must_use]
+    pub fn vacant_key(&self) -> usize {
+        self.connections.vacant_key()
+    }
+
+    /// The transport of a connection, to be registered with a poll.
+    pub fn transport(&mut self, key: usize) -> Option<&mut T> {
+        self.connections.get_mut(key).map(|connection| &mut connection.transport)
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The Maildir.
+    pub fn maildir(&mut self) -> &mut Maildir<F> {
+        &mut self.maildir
+    }
+
+    /// Takes a new connection; its greeting leaves in the next turn.
+    pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
+        self.sessions += 1;
+        let session = Session::new(self.sessions, dialect, peer, &self.settings);
+        let full = self.connections.len() >= self.connections_max;
+        let key = self.connections.insert(Connection {
+            transport,
+            session,
+            replies: self.small.lend().unwrap_or_default(),
+            unread: Vec::new(),
+            content: Vec::new(),
+            delivery: None,
+            deadline: now.instant + self.timeout,
+            waiting: Waiting::No,
+            readable: false,
+            writable: true,
+            ending: false,
+            hungry: true,
+            runnable: false,
+            stored: 0,
+        });
+        self.timers.arm(key, now.instant + self.timeout);
+        let Some(connection) = self.connections.get_mut(key) else { return key };
+        debug!("session={} connect peer={peer}", self.sessions);
+        if full || self.draining {
+            let reply = if full { Reply::TOO_MANY_CONNECTIONS } else { Reply::SHUTTING_DOWN };
+            connection.session.close(reply, &mut connection.replies);
+            connection.waiting = Waiting::ToClose;
+        } else if self.settings.strict && matches!(connection.fill(&mut self.input), Filled::Octets(_)) {
+            connection.session.refuse_early_talk(&mut connection.replies);
+            connection.waiting = Waiting::ToClose;
+        } else {
+            connection.session.greet(&self.settings, now.wall, &mut connection.replies);
+        }
+        self.schedule(key);
+        key
+    }
+
+    /// Notes what an event said of a connection. Keys of connections that ended are ignored, as are events that say
+    /// nothing new.
+    pub fn mark(&mut self, key: usize, readiness: Readiness) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.readable |= readiness.readable || readiness.ending;
+        connection.writable |= readiness.writable;
+        connection.ending |= readiness.ending;
+        self.schedule(key);
+    }
+
+    /// Notes that flushes of the Maildir ended.
+    pub const fn mark_flushes(&mut self) {
+        self.flushes_ended = true;
+    }
+
+    /// Whether there is work that waits for no event.
+    #[must_use]
+    pub const fn is_runnable(&self) -> bool {
+        !self.runnable.is_empty() || self.flushes_ended
+    }
+
+    /// Whether nothing is left: no connection, and no message on its way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty() && self.maildir.is_idle()
+    }
+
+    /// How long until a connection may have been silent for too long.
+    #[must_use]
+    pub fn next_deadline(&self, now: Instant) -> Option<std::time::Duration> {
+        self.timers.next(now)
+    }
+
+    /// Begins the end: sessions without a message are told 421, the others when theirs is done.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        for index in 0..self.connections.capacity() {
+            self.schedule(index);
+        }
+    }
+
+    /// Ends everything now; messages that are coming in are dropped.
+    pub fn abort(&mut self) {
+        for index in 0..self.connections.capacity() {
+            self.close(index, "shutdown");
+        }
+        self.reap();
+    }
+
+    /// Does all the work that the events since the last turn brought, and sends the replies.
+    pub fn turn(&mut self, now: Now) {
+        let mut keys = std::mem::replace(&mut self.runnable, std::mem::take(&mut self.touched));
+        for &key in &keys {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.runnable = false;
+            }
+            self.receive(key, now);
+        }
+        self.maildir.advance(std::mem::take(&mut self.flushes_ended), now);
+        while let Some((key, outcome)) = self.maildir.outcome() {
+            self.delivered(key, outcome, now);
+            keys.push(key);
+        }
+        for &key in &keys {
+            self.reply(key);
+        }
+        keys.clear();
+        self.touched = keys;
+        self.expire(now);
+        self.reap();
+    }
+
+    fn schedule(&mut self, key: usize) {
+        if let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.runnable) {
+            connection.runnable = true;
+            self.runnable.push(key);
+        }
+    }
+
+    /// Takes what a peer sent, as much as its turn allows, through its session.
+    fn receive(&mut self, key: usize, now: Now) {
+        for _ in 0..TURN_READS_MAX {
+            let Some(connection) = self.connections.get_mut(key) else { return };
+            let replies_wait = !connection.replies.is_empty() && !connection.writable;
+            if connection.waiting != Waiting::No || replies_wait {
+                return;
+            }
+            if self.draining && !connection.session.in_message() {
+                lend(&mut connection.replies, &mut self.small);
+                connection.session.close(Reply::SHUTTING_DOWN, &mut connection.replies);
+                connection.waiting = Waiting::ToClose;
+                return;
+            }
+            if connection.hungry && !connection.readable {
+                return;
+            }
+            let unread = std::mem::take(&mut connection.unread);
+            let mut filled = unread.len();
+            if let Some(place) = self.input.get_mut(..filled) {
+                place.copy_from_slice(&unread);
+            }
+            take_back(unread, &mut self.small, &mut self.blocks);
+            if connection.hungry {
+                let limit = if self.blocks.is_available() { BLOCK_OCTETS } else { SMALL_OCTETS };
+                match connection.fill(self.input.get_mut(filled..limit).unwrap_or_default()) {
+                    Filled::Octets(count) => filled += count,
+                    Filled::Nothing => {
+                        self.keep_unread(key, 0, filled);
+                        return;
+                    }
+                    Filled::End => return self.lose(key),
+                }
+                connection.deadline = now.instant + self.timeout;
+            }
+            let action = self.feed(key, filled, now);
+            if action != Action::Read {
+                return;
+            }
+        }
+        if self.connections.get(key).is_some_and(|connection| connection.readable) {
+            self.schedule(key);
+        }
+    }
+
+    /// Gives the first `filled` octets of the input to a session, and does what it says.
+    fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
+        let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
+        let held = connection.content.capacity() > 0;
+        if held && connection.content.len() + filled > BLOCK_OCTETS {
+            let delivery = begin_delivery(&mut connection.delivery, &connection.session, &mut self.maildir, key);
+            self.maildir.append(delivery, &connection.content, now);
+            connection.content.clear();
+        }
+        let storage =
+            if connection.session.in_message() { Storage::Ready { room: u64::MAX } } else { self.maildir.storage(now) };
+        let mut context = Context {
+            settings: &self.settings,
+            now: now.wall,
+            ids: &mut self.ids,
+            transactions: &mut self.transactions,
+            storage,
+            storage_wanted: false,
+        };
+        lend(&mut connection.replies, &mut self.small);
+        let content = if held { &mut connection.content } else { &mut self.scratch };
+        let mut used = 0;
+        let action = loop {
+            let input = self.input.get(used..filled).unwrap_or_default();
+            let mut output = Output { replies: &mut connection.replies, content };
+            let (count, action) = connection.session.receive(input, &mut context, &mut output);
+            used += count;
+            if action != Action::Discard {
+                break action;
+            }
+            content.clear();
+            if let Some(delivery) = connection.delivery.take() {
+                self.maildir.discard(delivery);
+            }
+        };
+        let storage_wanted = context.storage_wanted;
+        connection.hungry = action == Action::Read;
+        match action {
+            Action::Deliver => {
+                let delivery = begin_delivery(&mut connection.delivery, &connection.session, &mut self.maildir, key);
+                self.maildir.finish(delivery, content, now);
+                content.clear();
+                take_back(std::mem::take(&mut connection.content), &mut self.small, &mut self.blocks);
+                connection.waiting = Waiting::ForDelivery;
+            }
+            Action::Close => connection.waiting = Waiting::ToClose,
+            Action::Read | Action::Flush | Action::Discard => {}
+        }
+        if action != Action::Close {
+            self.keep_unread(key, used, filled);
+        }
+        self.keep_content(key, now);
+        if storage_wanted {
+            self.maildir.probe(now);
+        }
+        action
+    }
+
+    /// Keeps the octets of the input that a session has not used.
+    fn keep_unread(&mut self, key: usize, used: usize, filled: usize) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(rest) = self.input.get(used..filled).filter(|rest| !rest.is_empty()) else { return };
+        let small = rest.len() <= SMALL_OCTETS;
+        let block = if small { None } else { self.blocks.lend() };
+        connection.unread = block.or_else(|| self.small.lend()).unwrap_or_default();
+        connection.unread.extend_from_slice(rest);
+    }
+
+    /// Keeps a message's octets for the next read: in a block where one is free, else in its file.
+    fn keep_content(&mut self, key: usize, now: Now) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if self.scratch.is_empty() {
+            return;
+        }
+        let block = if self.scratch.len() <= BLOCK_OCTETS { self.blocks.lend() } else { None };
+        if let Some(mut block) = block {
+            block.extend_from_slice(&self.scratch);
+            connection.content = block;
+        } else {
+            let delivery = begin_delivery(&mut connection.delivery, &connection.session, &mut self.maildir, key);
+            self.maildir.append(delivery, &self.scratch, now);
+        }
+        self.scratch.clear();
+    }
+
+    /// Tells a session what became of its message.
+    fn delivered(&mut self, key: usize, outcome: Outcome, now: Now) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let session = &connection.session;
+        if let Some(transaction) = session.transaction() {
+            let (name, id, from, size) =
+                (session.id(), transaction.id(), transaction.reverse_path(), transaction.octets());
+            let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients());
+            match outcome {
+                Outcome::Stored => {
+                    info!("session={name} stored id={id} from=<{from}> to=<{to}> recipients={more} size={size}");
+                    connection.stored += 1;
+                }
+                Outcome::Refused(reply) => {
+                    info!("session={name} refused id={id} from=<{from}> to=<{to}> recipients={more} reply=\"{reply}\"");
+                }
+            }
+        }
+        connection.delivery = None;
+        connection.deadline = now.instant + self.timeout;
+        if connection.waiting == Waiting::ForDelivery {
+            connection.waiting = Waiting::No;
+        }
+        lend(&mut connection.replies, &mut self.small);
+        connection.session.delivered(outcome, &mut self.transactions, &mut connection.replies);
+        if self.draining {
+            self.schedule(key);
+        }
+    }
+
+    /// Sends a connection's replies, and has it go on or end.
+    fn reply(&mut self, key: usize) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.flush(&mut self.small).is_err() {
+            if connection.waiting != Waiting::ForDelivery {
+                self.lose(key);
+            }
+            return;
+        }
+        if !connection.replies.is_empty() {
+            return;
+        }
+        match connection.waiting {
+            Waiting::ToClose => self.close(key, "end"),
+            Waiting::No if !connection.hungry || connection.readable => self.schedule(key),
+            _ => {}
+        }
+    }
+
+    /// Ends the connections whose peers have been silent for too long.
+    fn expire(&mut self, now: Now) {
+        while let Some(key) = self.timers.expired(now.instant) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.waiting == Waiting::ForDelivery {
+                connection.deadline = now.instant + self.timeout;
+            }
+            if connection.deadline > now.instant {
+                self.timers.arm(key, connection.deadline);
+                continue;
+            }
+            if connection.waiting == Waiting::No && connection.replies.is_empty() {
+                lend(&mut connection.replies, &mut self.small);
+                connection.session.close(Reply::TIMED_OUT, &mut connection.replies);
+                let _ = connection.flush(&mut self.small);
+            }
+            self.close(key, "timeout");
+        }
+    }
+
+    /// Ends a connection whose peer is gone.
+    fn lose(&mut self, key: usize) {
+        self.close(key, "lost");
+    }
+
+    /// Ends a connection; what there is of its message is dropped. Its key is free after this turn.
+    fn close(&mut self, key: usize, reason: &str) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.waiting == Waiting::Closed {
+            return;
+        }
+        if let Some(delivery) = connection.delivery.take().filter(|_| connection.waiting != Waiting::ForDelivery) {
+            self.maildir.discard(delivery);
+        }
+        connection.waiting = Waiting::Closed;
+        debug!("session={} closed reason={reason} stored={}", connection.session.id(), connection.stored);
+        connection.session.end(&mut self.transactions);
+        for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
+            take_back(std::mem::take(buffer), &mut self.small, &mut self.blocks);
+        }
+        self.timers.cancel(key);
+        self.closed.push(key);
+    }
+
+    /// Frees the places of connections that ended. Only now may their keys name others.
+    fn reap(&mut self) {
+        for key in self.closed.drain(..) {
+            self.connections.try_remove(key);
+        }
+        self.transactions.truncate(TRANSACTIONS_KEPT_MAX);
+    }
+}
+
+/// The message's key in the store, which it gets when it first needs one.
+fn begin_delivery<F: FileSystem>(
+    delivery: &mut Option<usize>,
+    session: &Session,
+    maildir: &mut Maildir<F>,
+    key: usize,
+) -> usize {
+    let id = || session.transaction().map(|transaction| *transaction.id()).unwrap_or_default();
+    *delivery.get_or_insert_with(|| maildir.begin(id(), key))
+}
+
+fn lend(buffer: &mut Vec<u8>, pool: &mut BufferPool) {
+    if buffer.capacity() == 0 {
+        *buffer = pool.lend().unwrap_or_default();
+    }
+}
+
+fn take_back(buffer: Vec<u8>, small: &mut BufferPool, blocks: &mut BufferPool) {
+    if buffer.capacity() > SMALL_OCTETS { blocks.take_back(buffer) } else { small.take_back(buffer) }
+}

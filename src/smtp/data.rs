@@ -1,0 +1,269 @@
+//! Mail data as it is sent, turned into the message as it is stored: its end, its dots, its line ends.
+//!
+//! Outside an LF session `CRLF . CRLF` ends the data and nothing else does (RFC 5321 4.1.1.4). A lone CR or LF is no
+//! line end of the protocol: it neither ends the data nor makes the dot behind it a terminator or a stuffed one,
+//! so that no peer that speaks CRLF can be made to smuggle a second message in. What is stored for it is another
+//! matter: a line end for the LF, a space for the CR. A peer that never sent a CR has an *LF session*, in which a
+//! lone LF is the line end of the protocol too; the first CR ends it for ever.
+//!
+//! One automaton serves every message, be it kept, oversized or refused: who refuses ignores the runs.
+
+use memchr::memchr2;
+
+const CR: u8 = b'\r';
+const LF: u8 = b'\n';
+
+/// What becomes of a message that has a lone CR or LF in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BareNewline {
+    /// It is stored, a lone LF as a line end and a lone CR as a space: devices do send them.
+    #[default]
+    Normalize,
+    /// It is read to its true end, then refused with `550 5.6.11`.
+    Reject,
+}
+
+/// The line end of the message as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LineEnd {
+    /// LF, as the readers of a Maildir expect.
+    #[default]
+    Lf,
+    /// CRLF, as sent.
+    Crlf,
+}
+
+impl LineEnd {
+    /// Its octets.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Lf => "\n",
+            Self::Crlf => "\r\n",
+        }
+    }
+}
+
+/// How the end of the message is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// By a line with one dot (DATA); other lines that begin with a dot have one more than was meant.
+    Dot,
+    /// By counting (BDAT, RFC 3030), which the caller does; a dot is a dot.
+    Chunk,
+}
+
+/// What the octets before the next one were, as far as its meaning depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A line end of the protocol, or none yet.
+    LineStart,
+    /// That and a dot, which is not stored yet, and will be only in a case that ends an LF session.
+    Dot,
+    /// That and a CR.
+    DotCr,
+    /// A lone LF. Dots behind it are text; these three differ from `Text` and `Cr` for the sake of the hint only.
+    BareLineStart,
+    /// That and a dot, which is stored.
+    BareDot,
+    /// That and a CR.
+    BareDotCr,
+    /// Anything else.
+    Text,
+    /// Anything else and a CR, which is not stored before the next octet tells what it is.
+    Cr,
+    /// The terminator.
+    End,
+}
+
+/// The state of one message between two reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataDecoder {
+    state: State,
+    framing: Framing,
+    line_end: LineEnd,
+    lf_session: bool,
+    bare_newline: bool,
+    lf_dot: bool,
+}
+
+impl DataDecoder {
+    /// A decoder for one message. `lf_session` says that no CR was read from the peer yet.
+    pub const fn new(framing: Framing, line_end: LineEnd, lf_session: bool) -> Self {
+        Self { state: State::LineStart, framing, line_end, lf_session, bare_newline: false, lf_dot: false }
+    }
+
+    /// Decodes `input` and gives the message to `sink`, in runs that are slices of `input` wherever it stands there
+    /// unchanged. Returns how many octets belong to the message, all of them unless it ended, and whether it did.
+    ///
+    /// What a call stores is at most one octet longer than `input`, but for lone LFs that become CRLF.
+    #[inline]
+    pub fn decode(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> (usize, bool) {
+        let mut at = 0;
+        while at < input.len() && self.state != State::End {
+            self.lf_dot = false;
+            match self.state {
+                State::Text => at += self.lines(&input[at..], sink),
+                State::LineStart | State::BareLineStart if input[at] != b'.' => at += self.lines(&input[at..], sink),
+                _ => {}
+            }
+            if let Some(&octet) = input.get(at) {
+                self.step(octet, sink);
+                at += 1;
+            }
+        }
+        (at, self.state == State::End)
+    }
+
+    /// Decodes text that begins with no dot, as far as it is ordinary: lines and their ends, and stuffed dots that
+    /// text follows. Returns how many octets that was; what follows them needs [`Self::step`].
+    #[inline]
+    fn lines(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> usize {
+        self.state = State::Text;
+        // A run goes on over line ends that stay what they are. Where CRLF becomes LF, the LF begins the next run.
+        let mut run = 0;
+        let mut line = 0;
+        let mut length = 0;
+        while let Some(found) = newline(&input[line..], length) {
+            length = found;
+            let end = line + found;
+            line = match (&input[end..], self.lf_session) {
+                ([CR, LF, ..], false) => {
+                    if self.line_end == LineEnd::Lf {
+                        sink(&input[run..end]);
+                        run = end + 1;
+                    }
+                    end + 2
+                }
+                ([LF, ..], true) => {
+                    if self.line_end == LineEnd::Crlf {
+                        sink(&input[run..end]);
+                        sink(b"\r");
+                        run = end;
+                    }
+                    end + 1
+                }
+                _ => {
+                    sink(&input[run..end]);
+                    return end;
+                }
+            };
+            match (&input[line..], self.framing) {
+                ([b'.', next, ..], Framing::Dot) if *next != CR && *next != LF => {
+                    sink(&input[run..line]);
+                    line += 1;
+                    run = line;
+                }
+                ([], _) | ([b'.', ..], Framing::Dot) => {
+                    sink(&input[run..line]);
+                    self.state = State::LineStart;
+                    return line;
+                }
+                _ => {}
+            }
+        }
+        sink(&input[run..]);
+        input.len()
+    }
+
+    /// Decodes one octet: the whole automaton.
+    fn step(&mut self, octet: u8, sink: &mut impl FnMut(&[u8])) {
+        use State::{BareDot, BareDotCr, BareLineStart, Cr, Dot, DotCr, End, LineStart, Text};
+        let before = self.state;
+        let after_cr = matches!(before, Cr | DotCr | BareDotCr);
+        if after_cr && octet != LF {
+            sink(b" ");
+            self.bare_newline = true;
+        }
+        self.state = match octet {
+            CR => {
+                let lf_session = std::mem::replace(&mut self.lf_session, false);
+                match before {
+                    Dot if lf_session => {
+                        // Only an LF stood before this dot, and from now on that is no line end.
+                        sink(b".");
+                        BareDotCr
+                    }
+                    Dot => DotCr,
+                    BareDot => BareDotCr,
+                    _ => Cr,
+                }
+            }
+            LF if before == DotCr || (before == Dot && self.lf_session) => End,
+            LF => {
+                sink(self.newline());
+                self.lf_dot = matches!(before, Dot | BareDot | BareDotCr);
+                if after_cr || self.lf_session {
+                    LineStart
+                } else {
+                    self.bare_newline = true;
+                    BareLineStart
+                }
+            }
+            b'.' if before == LineStart && self.framing == Framing::Dot => Dot,
+            _ => {
+                sink(&[octet]);
+                if octet == b'.' && before == BareLineStart { BareDot } else { Text }
+            }
+        };
+    }
+
+    /// Ends the message: a last line without a line end gets one, but no line is added to an empty message.
+    ///
+    /// Chunks need this behind the last one; a message that ended by its dot gets nothing.
+    pub fn finish(&mut self, sink: &mut impl FnMut(&[u8])) {
+        if matches!(self.state, State::Cr | State::DotCr | State::BareDotCr) {
+            sink(b" ");
+            self.bare_newline = true;
+        }
+        if !matches!(self.state, State::LineStart | State::BareLineStart | State::End) {
+            sink(self.newline());
+        }
+        self.state = State::End;
+    }
+
+    /// Whether a lone CR or LF was in the message; in an LF session an LF is not one.
+    pub const fn bare_newline_seen(&self) -> bool {
+        self.bare_newline
+    }
+
+    /// Whether the session is an LF session still: no CR was read.
+    pub const fn lf_session(&self) -> bool {
+        self.lf_session
+    }
+
+    /// Ends the LF session, because a CR was read elsewhere: in the command between two chunks.
+    pub const fn end_lf_session(&mut self) {
+        self.lf_session = false;
+    }
+
+    /// Whether the last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows,
+    /// then the peer waits for a reply to a message that did not end.
+    pub const fn lf_dot_seen(&self) -> bool {
+        self.lf_dot
+    }
+
+    const fn newline(&self) -> &'static [u8] {
+        self.line_end.as_str().as_bytes()
+    }
+}
+
+/// Where the first CR or LF of `text` is, looked for first where the line before had its own.
+///
+/// Most octets of mail are base64, whose lines are all of one length. To find that a line is as long as the last one
+/// is faster than to find how long it is: no search has to end before the next one can begin.
+#[inline]
+fn newline(text: &[u8], length: usize) -> Option<usize> {
+    match text.split_at_checked(length) {
+        Some((line, [CR, ..])) if is_plain(line) => Some(length),
+        _ => memchr2(CR, LF, text),
+    }
+}
+
+/// Whether `line` has neither CR nor LF, as far as that is worth to be asked: a short line is never plain.
+#[inline]
+fn is_plain(line: &[u8]) -> bool {
+    const BLOCK: usize = 32;
+    let plain = |block: &[u8]| !block.iter().fold(false, |odd, &octet| odd | (octet == CR) | (octet == LF));
+    line.last_chunk::<BLOCK>().is_some_and(|last| plain(last) && line.chunks_exact(BLOCK).all(plain))
+}

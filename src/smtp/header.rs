@@ -1,0 +1,86 @@
+//! The header section of a message as it passes by: how many servers it came through.
+
+use memchr::memchr;
+
+/// So many `Received:` lines are a long way; more are a mail loop (RFC 5321 6.3, which wants at least 100).
+pub const RECEIVED_MAX: u32 = 100;
+
+const RECEIVED: &[u8] = b"received:";
+
+/// What of the line was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// So many octets of `Received:`, and nothing else.
+    Matched(u8),
+    /// Anything else, up to its LF.
+    Other,
+    /// A CR and nothing else, where messages are stored with CRLF.
+    Cr,
+    /// The empty line that ends the header section.
+    Body,
+}
+
+/// Counts `Received:` lines in the runs of a [`DataDecoder`](super::DataDecoder), cut anyhow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderScanner {
+    line: Line,
+    received: u32,
+}
+
+impl HeaderScanner {
+    /// A scanner before the first octet of a message.
+    pub const fn new() -> Self {
+        Self { line: Line::Matched(0), received: 0 }
+    }
+
+    /// Reads the run that follows; nothing is done once the header section has ended.
+    #[inline]
+    pub fn scan(&mut self, run: &[u8]) {
+        if self.line != Line::Body {
+            self.scan_header(run);
+        }
+    }
+
+    #[cold]
+    fn scan_header(&mut self, mut run: &[u8]) {
+        while let Some((&octet, rest)) = run.split_first() {
+            run = rest;
+            self.line = match (self.line, octet) {
+                (Line::Body | Line::Matched(0) | Line::Cr, b'\n') | (Line::Body, _) => {
+                    self.line = Line::Body;
+                    return;
+                }
+                (_, b'\n') => Line::Matched(0),
+                (Line::Matched(0), b'\r') => Line::Cr,
+                (Line::Matched(n), _) if octet.eq_ignore_ascii_case(&RECEIVED[usize::from(n)]) => {
+                    if usize::from(n) + 1 < RECEIVED.len() {
+                        Line::Matched(n + 1)
+                    } else {
+                        self.received = self.received.saturating_add(1);
+                        Line::Other
+                    }
+                }
+                _ => {
+                    run = memchr(b'\n', run).map_or(&[], |end| &run[end..]);
+                    Line::Other
+                }
+            };
+        }
+    }
+
+    /// Whether the empty line behind the header section was read.
+    pub const fn ended(&self) -> bool {
+        matches!(self.line, Line::Body)
+    }
+
+    /// Whether the message came through so many servers that it must be going in circles.
+    pub const fn is_mail_loop(&self) -> bool {
+        self.received > RECEIVED_MAX
+    }
+}
+
+impl Default for HeaderScanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,871 @@
+//! One connection's protocol state: commands in order, a mail transaction, its message (RFC 5321 3 and 4).
+
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use memchr::memchr;
+
+use super::address::{ForwardPath, ReversePath};
+use super::command::{Command, Foreign, Hello, MailParameters, Syntax, foreign};
+use super::data::{BareNewline, DataDecoder, Framing, LineEnd};
+use super::header::HeaderScanner;
+use super::reply::Reply;
+use super::trace::{MessageId, MessageIds, Peer, Received, write_date};
+
+/// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
+pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
+
+/// Room for replies. Commands are not parsed while less than [`REPLY_OCTETS_MAX`] of it is left.
+pub const REPLIES_OCTETS_MAX: usize = 4096;
+
+/// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
+pub const REPLY_OCTETS_MAX: usize = 1536;
+
+/// Which protocol a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// RFC 5321.
+    Smtp,
+    /// RFC 2033: LHLO, and one reply for each recipient at the end of data.
+    Lmtp,
+}
+
+/// What all sessions of a server have in common.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Our own name, in the greeting and in trace lines.
+    pub hostname: String,
+    /// Octets of the largest message, as RFC 1870 counts them.
+    pub message_octets_max: u64,
+    /// Recipients of one transaction; RFC 5321 4.5.3.1.8 asks for at least 100.
+    pub recipients_max: usize,
+    /// Octets that the paths of one transaction may take.
+    pub envelope_octets_max: usize,
+    /// Transactions of one connection; `None` for any number (RFC 9422 MAILMAX).
+    pub transactions_max: Option<u32>,
+    /// Whether the RFC is kept to the letter.
+    pub strict: bool,
+    /// What is done with a lone CR or LF inside a message.
+    pub bare_newline: BareNewline,
+    /// How line ends are stored.
+    pub line_end: LineEnd,
+    /// Whether AUTH is offered, and any name and password taken.
+    pub accept_any_login: bool,
+}
+
+/// What the disk says of new mail, asked before each transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// It takes a message of up to so many octets.
+    Ready {
+        /// Octets above the floor of free space.
+        room: u64,
+    },
+    /// It failed, and has not been seen working since.
+    Failed,
+}
+
+/// What a call of the session borrows from its server.
+pub struct Context<'a> {
+    /// Common to all sessions.
+    pub settings: &'a Settings,
+    /// The wall clock, read once a turn.
+    pub now: SystemTime,
+    /// Gives each message its id.
+    pub ids: &'a mut MessageIds,
+    /// Transactions to use again, so that none is allocated once the server is warm.
+    pub transactions: &'a mut Vec<Box<Transaction>>,
+    /// What the disk says.
+    pub storage: Storage,
+    /// Set when a transaction was refused because the storage failed: somebody waits for it to be tried again.
+    pub storage_wanted: bool,
+}
+
+/// Where a session writes.
+pub struct Output<'a> {
+    /// To the peer. At most [`REPLIES_OCTETS_MAX`] are ever in it.
+    pub replies: &'a mut Vec<u8>,
+    /// To the message's file: at most as many octets as were given, and the trace header.
+    pub content: &'a mut Vec<u8>,
+}
+
+/// What the caller does after a call of [`Session::receive`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read more: at most part of a command line is left.
+    Read,
+    /// Send the replies first: there is no room for the next one.
+    Flush,
+    /// The message is whole: store it and call [`Session::delivered`].
+    Deliver,
+    /// The message will be refused: drop what there is of it, and go on.
+    Discard,
+    /// Send the replies and close.
+    Close,
+}
+
+/// The end of a message that was given to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is safe.
+    Stored,
+    /// It is not, and nothing is left of it.
+    Refused(Reply),
+}
+
+/// A mail transaction, from MAIL to its end (RFC 5321 3.3).
+#[derive(Debug, Default)]
+pub struct Transaction {
+    /// All paths one behind the other, the reverse-path first.
+    paths: String,
+    /// Where each path ends.
+    ends: Vec<u32>,
+    /// RCPT commands that were refused.
+    refused: u32,
+    /// Whether addresses may be UTF-8 (RFC 6531).
+    smtp_utf8: bool,
+    /// The message's id, blank before its data begin.
+    id: MessageId,
+    /// Why the message will be refused at its end.
+    failure: Option<Reply>,
+    /// Octets of the message so far, as it came.
+    octets: u64,
+    header: HeaderScanner,
+}
+
+impl Transaction {
+    /// The reverse-path, empty for the null one.
+    #[must_use]
+    pub fn reverse_path(&self) -> &str {
+        self.path(0)
+    }
+
+    /// The forward-paths that were accepted, in order.
+    pub fn forward_paths(&self) -> impl Iterator<Item = &str> {
+        (1..self.ends.len()).map(|index| self.path(index))
+    }
+
+    /// How many recipients were accepted.
+    #[must_use]
+    pub fn recipients(&self) -> usize {
+        self.ends.len().saturating_sub(1)
+    }
+
+    /// Octets of the message so far, as RFC 1870 counts them.
+    #[must_use]
+    pub const fn octets(&self) -> u64 {
+        self.octets
+    }
+
+    /// The message's id, blank before its data begin.
+    #[must_use]
+    pub const fn id(&self) -> &MessageId {
+        &self.id
+    }
+
+    fn path(&self, index: usize) -> &str {
+        let end_of = |index: usize| self.ends.get(index).map_or(0, |&end| end as usize);
+        let start = if index == 0 { 0 } else { end_of(index - 1) };
+        self.paths.get(start..end_of(index)).unwrap_or_default()
+    }
+
+    fn push_path(&mut self, path: &str) {
+        self.paths.push_str(path);
+        self.ends.push(u32::try_from(self.paths.len()).unwrap_or(u32::MAX));
+    }
+
+    fn clear(&mut self) {
+        let Self { paths, ends, refused, smtp_utf8, id, failure, octets, header } = self;
+        paths.clear();
+        ends.clear();
+        (*refused, *smtp_utf8, *failure, *octets) = (0, false, None, 0);
+        *id = MessageId::default();
+        *header = HeaderScanner::default();
+    }
+}
+
+/// What the next octets are.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// A command.
+    Command,
+    /// The rest of a command line that was too long.
+    LongLine,
+    /// The text of a message, up to its end.
+    Data(DataDecoder),
+    /// Octets of a BDAT chunk (RFC 3030).
+    Chunk { left: u64, last: bool, announced: u64 },
+    /// A user name, a password, or both, in base64 (RFC 4954).
+    Login(Login),
+    /// Nothing: the message is on its way to the store.
+    Delivering,
+    /// Nothing before so many replies to LMTP recipients have found room.
+    Answering { left: usize, outcome: Outcome },
+    /// Nothing any more.
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Login {
+    Plain,
+    UserName,
+    Password,
+}
+
+/// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    dialect: Dialect,
+    peer: Peer,
+    phase: Phase,
+    hello: Option<Hello>,
+    hello_name: String,
+    transaction: Option<Box<Transaction>>,
+    /// A message in chunks, once the first BDAT came; the decoder goes on from chunk to chunk.
+    chunks: Option<DataDecoder>,
+    transactions: u32,
+    logged_in: bool,
+    /// No CR came from this peer yet: a person or a script that ends lines with LF.
+    lf_session: bool,
+    /// A message was refused before its text came: if what follows is no command, it is that text.
+    text_may_follow: bool,
+}
+
+impl Session {
+    /// A session with `peer`, `id` of this server, whose greeting is written by [`greet`](Self::greet).
+    #[must_use]
+    pub const fn new(id: u64, dialect: Dialect, peer: Peer, settings: &Settings) -> Self {
+        Self {
+            id,
+            dialect,
+            peer,
+            phase: Phase::Command,
+            hello: None,
+            hello_name: String::new(),
+            transaction: None,
+            chunks: None,
+            transactions: 0,
+            logged_in: false,
+            lf_session: !settings.strict,
+            text_may_follow: false,
+        }
+    }
+
+    /// Writes the greeting (RFC 5321 4.3.1).
+    pub fn greet(&self, settings: &Settings, now: SystemTime, replies: &mut Vec<u8>) {
+        let protocol = match self.dialect {
+            Dialect::Smtp => "ESMTP",
+            Dialect::Lmtp => "LMTP",
+        };
+        let _ = write!(replies, "220 {} {protocol} mailchute ready; ", settings.hostname);
+        write_date(now, replies);
+        replies.extend_from_slice(b"\r\n");
+    }
+
+    /// Ends the session of a peer that spoke before the greeting, which `--strict` does not allow.
+    pub fn refuse_early_talk(&mut self, replies: &mut Vec<u8>) {
+        Reply::EARLY_TALK.write(replies);
+        self.phase = Phase::Closed;
+    }
+
+    /// Ends the session with a reply of our own accord, such as 421.
+    pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
+        reply.write(replies);
+        self.phase = Phase::Closed;
+    }
+
+    /// The number of this session, as the log names it.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The transaction under way.
+    #[must_use]
+    pub fn transaction(&self) -> Option<&Transaction> {
+        self.transaction.as_deref()
+    }
+
+    /// Whether a message is coming in or on its way to the store.
+    #[must_use]
+    pub const fn in_message(&self) -> bool {
+        match self.phase {
+            Phase::Data(_) | Phase::Chunk { .. } | Phase::Delivering | Phase::Answering { .. } => true,
+            Phase::Command | Phase::LongLine | Phase::Login(_) | Phase::Closed => self.chunks.is_some(),
+        }
+    }
+
+    /// Whether the end of data looks as if the peer had written it with wrong line ends.
+    #[must_use]
+    pub const fn ends_in_bare_dot(&self) -> bool {
+        match self.phase {
+            Phase::Data(decoder) => decoder.lf_dot_seen(),
+            _ => false,
+        }
+    }
+
+    /// Takes octets from the peer: returns how many it used and what is to be done.
+    ///
+    /// Called again with the rest until it returns [`Action::Read`] or [`Action::Close`]; after
+    /// [`Action::Deliver`] not before [`delivered`](Self::delivered) was called.
+    pub fn receive(&mut self, input: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> (usize, Action) {
+        let mut used = 0;
+        loop {
+            let rest = input.get(used..).unwrap_or_default();
+            if output.replies.len() + REPLY_OCTETS_MAX > REPLIES_OCTETS_MAX {
+                return (used, Action::Flush);
+            }
+            let (count, action) = match self.phase {
+                Phase::Closed => return (input.len(), Action::Close),
+                Phase::Delivering => return (used, Action::Deliver),
+                Phase::Answering { left, outcome } => {
+                    (0, self.answer(left, outcome, context.transactions, output.replies))
+                }
+                Phase::Chunk { left, last, announced } => self.chunk(rest, left, last, announced, context, output),
+                Phase::Data(decoder) if !rest.is_empty() => self.data(rest, decoder, context, output),
+                _ if rest.is_empty() => return (used, Action::Read),
+                _ => self.line(rest, context, output),
+            };
+            used += count;
+            if let Some(action) = action {
+                return (used, action);
+            }
+        }
+    }
+
+    /// Hears what became of the message that was given away with [`Action::Deliver`].
+    pub fn delivered(&mut self, outcome: Outcome, spare: &mut Vec<Box<Transaction>>, replies: &mut Vec<u8>) {
+        let left = match (self.dialect, &self.transaction) {
+            (Dialect::Lmtp, Some(transaction)) => transaction.recipients(),
+            _ => 1,
+        };
+        self.phase = Phase::Answering { left, outcome };
+        self.answer(left, outcome, spare, replies);
+    }
+
+    /// Forgets the session's own memory, for another session to use again.
+    pub fn end(&mut self, spare: &mut Vec<Box<Transaction>>) {
+        self.end_transaction(spare);
+    }
+
+    /// Writes as many of the final replies as there is room for.
+    fn answer(
+        &mut self,
+        mut left: usize,
+        outcome: Outcome,
+        spare: &mut Vec<Box<Transaction>>,
+        replies: &mut Vec<u8>,
+    ) -> Option<Action> {
+        let id = self.transaction.as_ref().map(|transaction| transaction.id).unwrap_or_default();
+        while left > 0 && replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX {
+            left -= 1;
+            match outcome {
+                Outcome::Stored => {
+                    let _ = write!(replies, "250 2.0.0 {id} Message accepted for delivery\r\n");
+                }
+                Outcome::Refused(reply) => reply.write(replies),
+            }
+        }
+        if left == 0 {
+            self.end_transaction(spare);
+            self.phase = Phase::Command;
+            return None;
+        }
+        self.phase = Phase::Answering { left, outcome };
+        Some(Action::Flush)
+    }
+
+    /// One line from the peer: a command, part of a login, or the rest of a line that was too long.
+    fn line(&mut self, input: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> (usize, Option<Action>) {
+        let Some(line_feed) = memchr(b'\n', input) else {
+            if matches!(self.phase, Phase::Command) && foreign(input) == Some(Foreign::Tls) {
+                return (input.len(), self.turn_away(Reply::NOT_TLS, output.replies));
+            }
+            let long = matches!(self.phase, Phase::LongLine);
+            if !long && input.len() <= COMMAND_LINE_OCTETS_MAX {
+                return (0, Some(Action::Read));
+            }
+            self.note_line_end(input);
+            if !long {
+                Reply::LINE_TOO_LONG.write(output.replies);
+                self.phase = Phase::LongLine;
+            }
+            return (input.len(), None);
+        };
+        let count = line_feed + 1;
+        let (line, rest) = input.split_at(count);
+        self.note_line_end(line);
+        if matches!(self.phase, Phase::LongLine) {
+            self.phase = Phase::Command;
+            return (count, None);
+        }
+        if count > COMMAND_LINE_OCTETS_MAX {
+            Reply::LINE_TOO_LONG.write(output.replies);
+            return (count, None);
+        }
+        if context.settings.strict && !line.ends_with(b"\r\n") {
+            Reply::BARE_LINE_FEED.write(output.replies);
+            return (count, None);
+        }
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let action = match self.phase {
+            Phase::Login(login) => self.login(login, line, output.replies),
+            _ => self.command(line, rest, context, output),
+        };
+        (count, action)
+    }
+
+    /// The line-end lock: a peer that sent a CR once is no LF session any more.
+    fn note_line_end(&mut self, line: &[u8]) {
+        if self.lf_session && memchr(b'\r', line).is_some() {
+            self.lf_session = false;
+        }
+    }
+
+    fn turn_away(&mut self, reply: Reply, replies: &mut Vec<u8>) -> Option<Action> {
+        self.close(reply, replies);
+        Some(Action::Close)
+    }
+
+    /// Applies one command. `behind` is what came with it in the same octets.
+    fn command(
+        &mut self,
+        line: &[u8],
+        behind: &[u8],
+        context: &mut Context<'_>,
+        output: &mut Output<'_>,
+    ) -> Option<Action> {
+        let settings = context.settings;
+        let replies = &mut *output.replies;
+        let suspicious = std::mem::take(&mut self.text_may_follow);
+        let command = match Command::parse(line, Syntax { strict: settings.strict }) {
+            Ok(command) => command,
+            Err(reply) => {
+                if foreign(line).is_some() {
+                    return self.turn_away(Reply::NOT_HTTP, replies);
+                }
+                if suspicious {
+                    return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
+                }
+                if line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT")) {
+                    return self.refuse_text(reply, behind, replies);
+                }
+                reply.write(replies);
+                return None;
+            }
+        };
+        if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
+            return self.turn_away(Reply::EARLY_TALK, replies);
+        }
+        match command {
+            Command::Hello { hello, name } => self.hello(hello, name, context, replies),
+            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, context, replies),
+            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, replies),
+            Command::Data => return self.begin_data(behind, context, output),
+            Command::Bdat { octets, last } => self.phase = Phase::Chunk { left: octets, last, announced: octets },
+            Command::Rset => {
+                self.end_transaction(context.transactions);
+                Reply::OK.write(replies);
+            }
+            Command::Noop => Reply::OK.write(replies),
+            Command::Quit => {
+                let _ = write!(replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
+                self.phase = Phase::Closed;
+                return Some(Action::Close);
+            }
+            Command::Vrfy => Reply::CANNOT_VERIFY.write(replies),
+            Command::Expn => Reply::NOT_IMPLEMENTED.write(replies),
+            Command::Help => Reply::HELP.iter().for_each(|line| replies.extend_from_slice(line.as_bytes())),
+            Command::Auth { mechanism, initial_response } if settings.accept_any_login => {
+                return self.auth(mechanism, initial_response, replies);
+            }
+            Command::Auth { .. } | Command::StartTls => Reply::NOT_IMPLEMENTED.write(replies),
+        }
+        None
+    }
+
+    /// Whether other commands may stand behind this one in a group (RFC 2920 3.1; the group must have been offered).
+    fn may_be_followed(&self, command: &Command<'_>) -> bool {
+        let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
+        let last_in_group = matches!(
+            command,
+            Command::Hello { .. }
+                | Command::Data
+                | Command::Vrfy
+                | Command::Expn
+                | Command::Noop
+                | Command::Quit
+                | Command::Auth { .. }
+        );
+        matches!(command, Command::Bdat { .. }) || offered && !last_in_group
+    }
+
+    fn hello(&mut self, hello: Hello, name: &str, context: &mut Context<'_>, replies: &mut Vec<u8>) {
+        let settings = context.settings;
+        let lmtp = self.dialect == Dialect::Lmtp;
+        if lmtp != (hello == Hello::Lhlo) {
+            // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
+            return Reply::UNRECOGNIZED.write(replies);
+        }
+        self.end_transaction(context.transactions);
+        self.hello = Some(hello);
+        self.hello_name.clear();
+        // In a header the name is data of a stranger: what has a meaning there is replaced.
+        let harmless = |character: char| match character {
+            'a'..='z' | 'A'..='Z' | '0'..='9' => character,
+            '.' | '-' | '_' | ':' | '[' | ']' | '~' | '^' | '+' | '=' | '*' | '/' | '!' | '#' | '$' | '%' | '&' => {
+                character
+            }
+            _ => '?',
+        };
+        self.hello_name.extend(name.chars().map(harmless));
+        let more = if hello == Hello::Helo { ' ' } else { '-' };
+        let _ = write!(replies, "250{more}{} Hello ", settings.hostname);
+        if !self.hello_name.is_empty() {
+            let _ = write!(replies, "{} ", self.hello_name);
+        }
+        let _ = write!(replies, "({}), pleased to meet you\r\n", self.peer);
+        if hello == Hello::Helo {
+            return;
+        }
+        let _ = write!(
+            replies,
+            "250-PIPELINING\r\n250-SIZE {}\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250-LIMITS RCPTMAX={}",
+            settings.message_octets_max, settings.recipients_max
+        );
+        if let Some(transactions_max) = settings.transactions_max {
+            let _ = write!(replies, " MAILMAX={transactions_max}");
+        }
+        replies.extend_from_slice(b"\r\n");
+        if settings.accept_any_login {
+            replies.extend_from_slice(b"250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n");
+        }
+        replies.extend_from_slice(b"250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
+    }
+
+    fn mail(
+        &mut self,
+        reverse_path: &ReversePath<'_>,
+        parameters: MailParameters,
+        context: &mut Context<'_>,
+        replies: &mut Vec<u8>,
+    ) {
+        let settings = context.settings;
+        if let Err(reply) = self.check_mail(reverse_path, parameters, context) {
+            return reply.write(replies);
+        }
+        let mut transaction = context.transactions.pop().unwrap_or_default();
+        transaction.smtp_utf8 = parameters.smtp_utf8;
+        transaction.push_path(reverse_path.as_str());
+        self.transaction = Some(transaction);
+        self.transactions = self.transactions.saturating_add(1);
+        debug_assert!(settings.recipients_max > 0);
+        let _ = write!(replies, "250 2.1.0 <{}>... Sender ok\r\n", reverse_path.as_str());
+    }
+
+    fn check_mail(
+        &self,
+        reverse_path: &ReversePath<'_>,
+        parameters: MailParameters,
+        context: &mut Context<'_>,
+    ) -> Result<(), Reply> {
+        let settings = context.settings;
+        if self.transaction.is_some() || (settings.strict || self.dialect == Dialect::Lmtp) && self.hello.is_none() {
+            return Err(Reply::BAD_SEQUENCE);
+        }
+        if settings.transactions_max.is_some_and(|most| self.transactions >= most) {
+            return Err(Reply::TOO_MANY_TRANSACTIONS);
+        }
+        if !parameters.smtp_utf8 && !reverse_path.is_ascii() {
+            return Err(Reply::UTF8_NOT_ANNOUNCED);
+        }
+        let size = parameters.size.unwrap_or(0);
+        if size > settings.message_octets_max {
+            return Err(Reply::MESSAGE_TOO_LARGE);
+        }
+        match context.storage {
+            Storage::Failed => {
+                context.storage_wanted = true;
+                Err(Reply::STORAGE_FAILED)
+            }
+            Storage::Ready { room } if room == 0 || size > room => Err(Reply::STORAGE_FULL),
+            Storage::Ready { .. } => Ok(()),
+        }
+    }
+
+    fn rcpt(&mut self, forward_path: &ForwardPath<'_>, settings: &Settings, replies: &mut Vec<u8>) {
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|_| self.chunks.is_none()) else {
+            return Reply::BAD_SEQUENCE.write(replies);
+        };
+        let path = forward_path.as_str();
+        let octets = transaction.paths.len() + path.len();
+        let refusal = if transaction.recipients() >= settings.recipients_max || octets > settings.envelope_octets_max {
+            Some(Reply::TOO_MANY_RECIPIENTS)
+        } else if !transaction.smtp_utf8 && !forward_path.is_ascii() {
+            Some(Reply::UTF8_NOT_ANNOUNCED)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            transaction.refused = transaction.refused.saturating_add(1);
+            return refusal.write(replies);
+        }
+        transaction.push_path(path);
+        let _ = write!(replies, "250 2.1.5 <{path}>... Recipient ok\r\n");
+    }
+
+    /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
+    /// client that does not read replies sends it all the same, and text must never run as commands.
+    fn begin_data(&mut self, behind: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> Option<Action> {
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|_| self.chunks.is_none()) else {
+            return self.refuse_text(Reply::BAD_SEQUENCE, behind, output.replies);
+        };
+        if transaction.recipients() == 0 {
+            if transaction.refused == 0 || self.dialect == Dialect::Lmtp {
+                return self.refuse_text(Reply::NO_RECIPIENTS, behind, output.replies);
+            }
+            transaction.failure = Some(Reply::NO_VALID_RECIPIENTS);
+        }
+        self.begin_message(context, output);
+        self.phase = Phase::Data(DataDecoder::new(Framing::Dot, context.settings.line_end, self.lf_session));
+        Reply::START_MAIL_INPUT.write(output.replies);
+        None
+    }
+
+    /// Refuses a message whose text may be on its way already: if octets wait behind the command, they are that text.
+    fn refuse_text(&mut self, reply: Reply, behind: &[u8], replies: &mut Vec<u8>) -> Option<Action> {
+        if !behind.is_empty() {
+            return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
+        }
+        reply.write(replies);
+        self.text_may_follow = true;
+        None
+    }
+
+    /// Gives the message its id and writes what stands on top of it.
+    fn begin_message(&mut self, context: &mut Context<'_>, output: &mut Output<'_>) {
+        let Some(transaction) = self.transaction.as_deref_mut() else { return };
+        let id = context.ids.next(context.now);
+        transaction.id = id;
+        if transaction.failure.is_some() {
+            return;
+        }
+        let line_end = context.settings.line_end.as_str();
+        let header = &mut *output.content;
+        let _ = write!(header, "Return-Path: <{}>{line_end}", transaction.reverse_path());
+        for forward_path in transaction.forward_paths() {
+            let _ = write!(header, "Delivered-To: {forward_path}{line_end}");
+        }
+        let only = if transaction.recipients() == 1 { transaction.forward_paths().next() } else { None };
+        let protocol = match (self.dialect, transaction.smtp_utf8, self.hello, self.logged_in) {
+            (Dialect::Lmtp, true, ..) => "UTF8LMTP",
+            (Dialect::Lmtp, false, ..) => "LMTP",
+            (Dialect::Smtp, true, _, true) => "UTF8SMTPA",
+            (Dialect::Smtp, true, _, false) => "UTF8SMTP",
+            (Dialect::Smtp, false, _, true) => "ESMTPA",
+            (Dialect::Smtp, false, Some(Hello::Ehlo), false) => "ESMTP",
+            (Dialect::Smtp, false, _, false) => "SMTP",
+        };
+        let received = Received {
+            hello: &self.hello_name,
+            peer: self.peer,
+            host: &context.settings.hostname,
+            protocol,
+            id: &id,
+            recipient: only,
+            now: context.now,
+        };
+        received.write(line_end, header);
+    }
+
+    /// Text of a message, up to its end.
+    fn data(
+        &mut self,
+        input: &[u8],
+        mut decoder: DataDecoder,
+        context: &mut Context<'_>,
+        output: &mut Output<'_>,
+    ) -> (usize, Option<Action>) {
+        let (count, ended) = self.decode(&mut decoder, input, output.content);
+        self.phase = Phase::Data(decoder);
+        if let Some(action) = self.check_message(&decoder, context.settings) {
+            return (count, Some(action));
+        }
+        (count, if ended { self.end_message(decoder, context, output) } else { None })
+    }
+
+    /// Runs the decoder; what it gives counts, and is kept unless the message will be refused.
+    fn decode(&mut self, decoder: &mut DataDecoder, input: &[u8], content: &mut Vec<u8>) -> (usize, bool) {
+        let Some(transaction) = self.transaction.as_deref_mut() else {
+            return decoder.decode(input, &mut |_| {});
+        };
+        let Transaction { header, failure, .. } = transaction;
+        let keep = failure.is_none();
+        let (count, ended) = decoder.decode(input, &mut |run| {
+            header.scan(run);
+            if keep {
+                content.extend_from_slice(run);
+            }
+        });
+        transaction.octets = transaction.octets.saturating_add(count as u64);
+        self.lf_session = self.lf_session && decoder.lf_session();
+        (count, ended)
+    }
+
+    /// Decides as early as possible that a message will be refused; what there is of it can be dropped then.
+    fn check_message(&mut self, decoder: &DataDecoder, settings: &Settings) -> Option<Action> {
+        let transaction = self.transaction.as_deref_mut()?;
+        if transaction.failure.is_some() {
+            return None;
+        }
+        transaction.failure = if transaction.octets > settings.message_octets_max {
+            Some(Reply::MESSAGE_TOO_LARGE)
+        } else if transaction.header.is_mail_loop() {
+            Some(Reply::MAIL_LOOP)
+        } else if settings.bare_newline == BareNewline::Reject && decoder.bare_newline_seen() {
+            Some(Reply::BARE_NEWLINE)
+        } else {
+            None
+        };
+        transaction.failure.map(|_| Action::Discard)
+    }
+
+    /// The end of a message: refuses it, or gives it away.
+    fn end_message(
+        &mut self,
+        mut decoder: DataDecoder,
+        context: &mut Context<'_>,
+        output: &mut Output<'_>,
+    ) -> Option<Action> {
+        self.chunks = None;
+        if let Some(failure) = self.transaction.as_ref().and_then(|transaction| transaction.failure) {
+            self.delivered(Outcome::Refused(failure), context.transactions, output.replies);
+            return None;
+        }
+        decoder.finish(&mut |run| output.content.extend_from_slice(run));
+        self.phase = Phase::Delivering;
+        Some(Action::Deliver)
+    }
+
+    /// Octets of a BDAT chunk. Those of a chunk that can't be taken are dropped, and only then answered.
+    fn chunk(
+        &mut self,
+        input: &[u8],
+        left: u64,
+        last: bool,
+        announced: u64,
+        context: &mut Context<'_>,
+        output: &mut Output<'_>,
+    ) -> (usize, Option<Action>) {
+        let open = self.transaction.as_ref().is_some_and(|transaction| transaction.recipients() > 0);
+        if open && self.chunks.is_none() {
+            self.begin_message(context, output);
+            self.chunks = Some(DataDecoder::new(Framing::Chunk, context.settings.line_end, self.lf_session));
+        }
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+        let octets = input.get(..count).unwrap_or_default();
+        let left = left - count as u64;
+        self.phase = Phase::Chunk { left, last, announced };
+        let Some(mut decoder) = self.chunks else {
+            // The line-end lock sees these octets, too.
+            self.note_line_end(octets);
+            if left > 0 {
+                return (count, Some(Action::Read));
+            }
+            self.phase = Phase::Command;
+            let reply = if self.transaction.is_none() { Reply::BAD_SEQUENCE } else { Reply::NO_RECIPIENTS };
+            reply.write(output.replies);
+            return (count, None);
+        };
+        if !self.lf_session {
+            decoder.end_lf_session();
+        }
+        self.decode(&mut decoder, octets, output.content);
+        self.chunks = Some(decoder);
+        if let Some(action) = self.check_message(&decoder, context.settings) {
+            return (count, Some(action));
+        }
+        if left > 0 {
+            return (count, Some(Action::Read));
+        }
+        if last {
+            return (count, self.end_message(decoder, context, output));
+        }
+        self.phase = Phase::Command;
+        match self.transaction.as_ref().and_then(|transaction| transaction.failure) {
+            Some(failure) => failure.write(output.replies),
+            None => {
+                let _ = write!(output.replies, "250 2.0.0 {announced} octets received\r\n");
+            }
+        }
+        (count, None)
+    }
+
+    /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
+    fn auth(&mut self, mechanism: &str, initial_response: Option<&str>, replies: &mut Vec<u8>) -> Option<Action> {
+        if self.logged_in || self.transaction.is_some() {
+            Reply::BAD_SEQUENCE.write(replies);
+            return None;
+        }
+        let login = if mechanism.eq_ignore_ascii_case("PLAIN") {
+            Login::Plain
+        } else if mechanism.eq_ignore_ascii_case("LOGIN") {
+            Login::UserName
+        } else {
+            Reply::MECHANISM_UNKNOWN.write(replies);
+            return None;
+        };
+        match initial_response {
+            Some(response) => self.login(login, response.as_bytes(), replies),
+            None => {
+                self.challenge(login, replies);
+                None
+            }
+        }
+    }
+
+    fn challenge(&mut self, login: Login, replies: &mut Vec<u8>) {
+        self.phase = Phase::Login(login);
+        let challenge = match login {
+            Login::Plain => Reply::CHALLENGE_EMPTY,
+            Login::UserName => Reply::CHALLENGE_USER_NAME,
+            Login::Password => Reply::CHALLENGE_PASSWORD,
+        };
+        challenge.write(replies);
+    }
+
+    fn login(&mut self, login: Login, response: &[u8], replies: &mut Vec<u8>) -> Option<Action> {
+        self.phase = Phase::Command;
+        if response == b"*" {
+            Reply::LOGIN_CANCELLED.write(replies);
+        } else if !is_base64(response) {
+            Reply::LOGIN_MALFORMED.write(replies);
+        } else if login == Login::UserName {
+            self.challenge(Login::Password, replies);
+        } else {
+            self.logged_in = true;
+            Reply::LOGIN_ACCEPTED.write(replies);
+        }
+        None
+    }
+
+    fn end_transaction(&mut self, spare: &mut Vec<Box<Transaction>>) {
+        self.chunks = None;
+        if let Some(mut transaction) = self.transaction.take() {
+            transaction.clear();
+            spare.push(transaction);
+        }
+    }
+}
+
+/// Whether `text` is base64 (RFC 4648 4); `=` alone is the empty response of RFC 4954.
+fn is_base64(text: &[u8]) -> bool {
+    if text == b"=" {
+        return true;
+    }
+    let digits = text.iter().rev().skip_while(|&&octet| octet == b'=').count();
+    let digit = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'+' | b'/');
+    text.len() % 4 == 0 && text.len() - digits <= 2 && text.iter().take(digits).all(digit)
+}

@@ -1,0 +1,162 @@
+//! What the server writes on top of a message: its id, where it came from and when (RFC 5321 4.4).
+
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Room for the longest id: six numbers of at most 20 digits and their letters.
+const ID_OCTETS: usize = 80;
+
+/// Gives every message of this process an id that no other process, on any host, gives.
+///
+/// The middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process id,
+/// `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
+/// battery, so that time and process id alone repeat, too.
+#[derive(Debug)]
+pub struct MessageIds {
+    random: u64,
+    process: u32,
+    sequence: u64,
+}
+
+impl MessageIds {
+    /// Ids of a process, told apart by `random`.
+    #[must_use]
+    pub const fn new(random: u64, process: u32) -> Self {
+        Self { random, process, sequence: 0 }
+    }
+
+    /// The next id.
+    pub fn next(&mut self, now: SystemTime) -> MessageId {
+        self.sequence += 1;
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let mut id = MessageId { seconds: since.as_secs(), text: FixedText::default() };
+        let _ = write!(id.text, "M{}R{:016x}P{}Q{}", since.subsec_micros(), self.random, self.process, self.sequence);
+        id
+    }
+
+    /// The part of every id that tells this run of the server from all others.
+    #[must_use]
+    pub const fn random(&self) -> u64 {
+        self.random
+    }
+}
+
+/// Text in place, without an allocation; what does not fit is an error of `write!`.
+#[derive(Clone, Copy, Debug)]
+struct FixedText {
+    octets: [u8; ID_OCTETS],
+    length: usize,
+}
+
+impl Default for FixedText {
+    fn default() -> Self {
+        Self { octets: [0; ID_OCTETS], length: 0 }
+    }
+}
+
+impl fmt::Write for FixedText {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.length + text.len();
+        let place = self.octets.get_mut(self.length..end).ok_or(fmt::Error)?;
+        place.copy_from_slice(text.as_bytes());
+        self.length = end;
+        Ok(())
+    }
+}
+
+/// The id of one message: in its `Received` line, in the reply, in the log and in its file's name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MessageId {
+    seconds: u64,
+    text: FixedText,
+}
+
+impl MessageId {
+    /// When the message began, in seconds since 1970: the first part of the unique name.
+    #[must_use]
+    pub const fn seconds(&self) -> u64 {
+        self.seconds
+    }
+
+    /// The id as text, an atom of RFC 5322.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.text.octets.get(..self.text.length).and_then(|octets| str::from_utf8(octets).ok()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A peer on the network.
+    Address(IpAddr),
+    /// A process on this machine, by a Unix socket.
+    Local,
+}
+
+/// As an address literal of RFC 5321 4.1.3, or `local` for a Unix socket.
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(IpAddr::V4(address)) => write!(formatter, "[{address}]"),
+            Self::Address(IpAddr::V6(address)) => write!(formatter, "[IPv6:{address}]"),
+            Self::Local => formatter.write_str("local"),
+        }
+    }
+}
+
+/// Appends a date of RFC 5322 3.3 in UTC.
+pub fn write_date(now: SystemTime, text: &mut Vec<u8>) {
+    // A clock before 1970 or beyond the year 9999 has no such date.
+    let limit = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    let now = now.clamp(UNIX_EPOCH, limit);
+    let _ = write!(text, "{}", httpdate::HttpDate::from(now));
+    // HTTP writes the zone as a name, mail as a number.
+    text.truncate(text.len() - "GMT".len());
+    text.extend_from_slice(b"+0000");
+}
+
+/// What a `Received` line tells (RFC 5321 4.4, RFC 3848 and RFC 6531 for the protocol's name).
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// The name that the peer gave, as it may stand in a header; may be empty.
+    pub hello: &'a str,
+    /// The peer's address.
+    pub peer: Peer,
+    /// Our own name.
+    pub host: &'a str,
+    /// The protocol's name: `SMTP`, `ESMTP`, `UTF8SMTP`, `LMTP` and so on.
+    pub protocol: &'a str,
+    /// The message's id.
+    pub id: &'a MessageId,
+    /// The forward-path, when there is just one: more would tell each of the others.
+    pub recipient: Option<&'a str>,
+    /// When the message began.
+    pub now: SystemTime,
+}
+
+impl Received<'_> {
+    /// Appends the line, folded, with `line_end` after each of its parts.
+    pub fn write(&self, line_end: &str, header: &mut Vec<u8>) {
+        let Self { hello, peer, host, protocol, id, recipient, .. } = self;
+        let _ = match hello {
+            &"" => write!(header, "Received: from {peer}"),
+            _ => write!(header, "Received: from {hello} ({peer})"),
+        };
+        let _ = write!(header, "{line_end}\tby {host} with {protocol} id {id}");
+        if let Some(recipient) = recipient {
+            let _ = write!(header, "{line_end}\tfor <{recipient}>");
+        }
+        let _ = write!(header, ";{line_end}\t");
+        write_date(self.now, header);
+        header.extend_from_slice(line_end.as_bytes());
+    }
+}

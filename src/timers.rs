@@ -1,0 +1,141 @@
+//! Deadlines of connections: a wheel of slots, each a list that is linked through the connections' own keys.
+//!
+//! Arming, moving and cancelling cost a few loads and stores, whatever the number of connections, and nothing is
+//! allocated once the table of links has grown to the most connections there were. A slot's turn is a hint: whoever
+//! finds that the deadline has moved on arms the key again, so that activity on a connection costs nothing here.
+
+use std::time::{Duration, Instant};
+
+/// How exact the wheel is.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Slots of the wheel: with [`TICK`] about two minutes. A deadline further away is looked at once a round.
+const SLOTS: usize = 512;
+
+/// No key.
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    /// The slot that the key is in, or [`NONE`].
+    slot: u32,
+    previous: u32,
+    next: u32,
+}
+
+/// The wheel.
+#[derive(Debug)]
+pub struct Timers {
+    start: Instant,
+    /// Ticks whose slots were emptied.
+    done: u64,
+    heads: [u32; SLOTS],
+    links: Vec<Link>,
+    armed: usize,
+}
+
+impl Timers {
+    /// An empty wheel that begins to turn at `start`.
+    #[must_use]
+    pub const fn new(start: Instant) -> Self {
+        Self { start, done: 0, heads: [NONE; SLOTS], links: Vec::new(), armed: 0 }
+    }
+
+    /// Has `key` looked at when `deadline` has passed, and not before [`TICK`] before it.
+    pub fn arm(&mut self, key: usize, deadline: Instant) {
+        self.cancel(key);
+        if self.links.len() <= key {
+            self.links.resize(key + 1, Link { slot: NONE, previous: NONE, next: NONE });
+        }
+        let last = self.done + SLOTS as u64 - 1;
+        let tick = (self.tick(deadline) + 1).clamp(self.done + 1, last);
+        let slot = (tick % SLOTS as u64) as usize;
+        let (Some(head), Ok(name)) = (self.heads.get_mut(slot), u32::try_from(key)) else { return };
+        let next = std::mem::replace(head, name);
+        if let Some(link) = self.links.get_mut(key) {
+            *link = Link { slot: slot as u32, previous: NONE, next };
+        }
+        if let Some(link) = self.links.get_mut(next as usize) {
+            link.previous = name;
+        }
+        self.armed += 1;
+    }
+
+    /// Forgets `key`.
+    pub fn cancel(&mut self, key: usize) {
+        let Some(link) = self.links.get_mut(key) else { return };
+        let Link { slot, previous, next } = std::mem::replace(link, Link { slot: NONE, previous: NONE, next: NONE });
+        if slot == NONE {
+            return;
+        }
+        self.armed -= 1;
+        if let Some(link) = self.links.get_mut(previous as usize) {
+            link.next = next;
+        } else if let Some(head) = self.heads.get_mut(slot as usize) {
+            *head = next;
+        }
+        if let Some(link) = self.links.get_mut(next as usize) {
+            link.previous = previous;
+        }
+    }
+
+    /// The next key whose slot has passed by `now`; it is armed no more.
+    pub fn expired(&mut self, now: Instant) -> Option<usize> {
+        let current = self.tick(now);
+        while self.armed > 0 && self.done < current {
+            let slot = ((self.done + 1) % SLOTS as u64) as usize;
+            match self.heads.get(slot) {
+                Some(&key) if key != NONE => {
+                    self.cancel(key as usize);
+                    return Some(key as usize);
+                }
+                _ => self.done += 1,
+            }
+        }
+        self.done = self.done.max(current);
+        None
+    }
+
+    /// How long from `now` until [`expired`](Self::expired) may find a key; `None` when none is armed.
+    #[must_use]
+    pub fn next(&self, now: Instant) -> Option<Duration> {
+        if self.armed == 0 {
+            return None;
+        }
+        let in_use = |tick: &u64| self.heads.get((tick % SLOTS as u64) as usize).is_some_and(|&head| head != NONE);
+        let tick = (self.done + 1..=self.done + SLOTS as u64).find(in_use)?;
+        let ticks = u32::try_from(tick).unwrap_or(u32::MAX);
+        Some((self.start + TICK * ticks).saturating_duration_since(now))
+    }
+
+    fn tick(&self, instant: Instant) -> u64 {
+        let passed = instant.saturating_duration_since(self.start);
+        u64::try_from(passed.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_expire_in_order_and_not_early() {
+        let start = Instant::now();
+        let mut timers = Timers::new(start);
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        timers.arm(0, at(5_000));
+        timers.arm(1, at(1_000));
+        timers.arm(2, at(1_000));
+        timers.cancel(2);
+        timers.arm(3, at(1_000_000));
+        assert_eq!(timers.expired(at(999)), None);
+        assert!(timers.next(at(999)).is_some_and(|wait| wait <= Duration::from_millis(500)));
+        assert_eq!(timers.expired(at(1_500)), Some(1));
+        assert_eq!(timers.expired(at(1_500)), None);
+        assert_eq!(timers.expired(at(5_500)), Some(0));
+        assert_eq!(timers.expired(at(5_500)), None);
+        // Further away than one round: looked at early, and armed again by whoever owns it.
+        assert_eq!(timers.expired(at(900_000)), Some(3));
+        assert_eq!(timers.next(at(900_000)), None);
+    }
+}
