@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::fs::Sync;
+use crate::fs::SyncMode;
 use crate::maildir::MinFree;
 use crate::smtp::data::{BareNewline, LineEnd};
 use crate::smtp::session::{Dialect, Settings};
@@ -63,7 +63,7 @@ pub struct Config {
     /// The Maildir that takes all mail; made where it is missing.
     pub maildir: PathBuf,
     /// Whether a final reply waits for the disk.
-    pub sync: Sync,
+    pub sync: SyncMode,
     /// Space that is left free.
     pub min_free: MinFree,
     /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
@@ -86,7 +86,7 @@ impl Default for Config {
         Self {
             listen: vec![listen(Ipv4Addr::LOCALHOST.into()), listen(Ipv6Addr::LOCALHOST.into())],
             maildir: PathBuf::from("Maildir"),
-            sync: Sync::Always,
+            sync: SyncMode::Always,
             min_free: MinFree::Usual,
             grace: Duration::from_secs(8),
             timeout: Duration::from_secs(300),

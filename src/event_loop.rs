@@ -300,7 +300,8 @@ impl EventLoop {
         }
         let now = Instant::now();
         let until = |instant: Instant| instant.saturating_duration_since(now);
-        [self.server.next_deadline(now), self.accept_again.map(until), self.end.map(until)].into_iter().flatten().min()
+        let deadline = Some(self.server.next_deadline(now));
+        [deadline, self.accept_again.map(until), self.end.map(until)].into_iter().flatten().min()
     }
 
     /// Takes newcomers, a bounded number from each listener.

@@ -1,8 +1,15 @@
 //! The few things that a delivery asks of a file system, as a trait, and the real disk behind it.
 
-use std::ffi::CStr;
+use crate::sys::{FlushKind, Flusher};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Names a flush that was begun, so that its end can be told from others. Chosen by the caller.
 pub type Ticket = u64;
@@ -26,140 +33,381 @@ pub struct Space {
     pub free_files: u64,
 }
 
-/// One name in a directory, as a sweep for leftovers sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The name, without a path.
-    pub name: std::ffi::CString,
-    /// When its content last changed, in seconds since 1970.
-    pub modified: i64,
-}
-
 /// The disk as a delivery sees it. Nothing here sleeps but what the disk itself makes slow; a flush is begun,
 /// and its end is asked for. The tests put a file system that forgets and fails behind the same trait.
+///
+/// # Errors
+/// What the system says, with its number (`io::Error::raw_os_error`). A flush that failed must not be tried again: the
+/// system may have dropped what it could not write, and the next flush would report success.
 pub trait FileSystem {
     /// A file open for appending.
     type File;
     /// A directory held open, so that names are looked up in it and nowhere else.
     type Directory;
+    /// How far a reading of a directory has come.
+    type Listing;
 
-    /// Opens the directory `path`; with `create` it is made (mode 0700) when it is missing.
-    /// Parents are not made.
+    /// Opens the directory `path`, through symbolic links; an administrator may have put one there. With `create` it is
+    /// made (mode 0700) when it is missing, and its name is durable when this returns. Parents are not made.
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<Self::Directory>;
 
-    /// x
+    /// Opens the directory `name` in `parent`; a symbolic link is an error (`NotADirectory`). `create` as above.
     fn open_directory_in(&mut self, parent: &Self::Directory, name: &CStr, create: bool)
     -> io::Result<Self::Directory>;
 
     /// Makes the file `name` (mode 0600), which must not exist, not even as a symbolic link.
     fn create(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<Self::File>;
 
-    /// Appends all of `octets`, or fails.
+    /// Appends all of `octets`, or fails; then some of them may have been written.
     fn write(&mut self, file: &mut Self::File, octets: &[u8]) -> io::Result<()>;
 
-    /// Moves `name` from one directory to another, never over an existing name (`AlreadyExists`).
+    /// Moves `name` from one directory to another, never over an existing name (`AlreadyExists`). After a crash, or
+    /// where the system can only link, the old name may be there as well.
     fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
 
     /// Removes `name`; a name that is not there is `NotFound`.
     fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()>;
 
-    /// Begins a flush, or queues it until [`submit`](Self::submit). What is flushed stays open until the end is reported.
+    /// Begins a flush, or queues it until [`submit`](Self::submit). What is flushed stays open until the end is
+    /// reported.
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket);
 
-    /// Hands all queued flushes to the kernel.
+    /// Hands all queued flushes to the kernel. Returns whether some have ended already: then
+    /// [`ended_flush`](Self::ended_flush) is to be asked before an event is waited for.
     fn submit(&mut self) -> bool;
 
-    /// The next flush that ended, with its result; `None` when no more have ended by now.
+    /// The next flush that ended, with its result; `None` when no more have ended by now. Asked until it says so, after
+    /// an event and after [`submit`](Self::submit).
     fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)>;
 
     /// Room on the file system that holds `directory`.
     fn space(&mut self, directory: &Self::Directory) -> io::Result<Space>;
 
-    /// Whether `path` still names `directory` itself, not a newcomer in its place.
+    /// Whether `path` still names `directory` itself, not a newcomer in its place, nor nothing.
     fn is_same(&mut self, path: &Path, directory: &Self::Directory) -> io::Result<bool>;
 
-    /// Appends up to `most` entries of `directory`, regular files only.
-    fn list(&mut self, directory: &Self::Directory, most: usize, entries: &mut Vec<Entry>) -> io::Result<()>;
+    /// Begins to list the names in `directory`, which may change meanwhile.
+    fn list(&mut self, directory: &Self::Directory) -> io::Result<Self::Listing>;
+
+    /// The next name, in no order; `None` at the end. `.` and `..` are left out.
+    fn next_name(&mut self, listing: &mut Self::Listing) -> io::Result<Option<CString>>;
+
+    /// When the file `name` was last written to; a name of something else is `InvalidInput`.
+    fn modified(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<SystemTime>;
 }
 
-/// Whether a reply waits for the disk.
+/// Whether flushes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
-    /// a
+pub enum SyncMode {
+    /// Every flush is done, and its end reported when the disk has the octets.
     Always,
-    /// b
+    /// Flushes end at once and do nothing: what was written lately is lost when the machine stops.
     Never,
 }
-/// stub
+
+/// Flushes given to the kernel at a time. It takes a worker for each, and 32 octets of its memory twice.
+const IN_FLIGHT_MAX: usize = 256;
+/// How long a disk may take for the flushes that prove that they work asynchronously.
+const PROOF_TIME: Duration = Duration::from_secs(5);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// The real disk.
 pub struct Disk {
-    ended: Vec<(Ticket, io::Result<()>)>,
+    sync: SyncMode,
+    /// Present once it was proved to work. Without it flushes wait in `queued` and are done by `submit`.
+    flusher: Option<Flusher>,
+    queued: Vec<(OwnedFd, FlushKind, Ticket)>,
+    ended: VecDeque<(Ticket, io::Result<()>)>,
+    /// Whether the umask takes away what files are to have; unknown before the first file.
+    umask_bites: Option<bool>,
+    /// Whether `renameat2` was found to be missing.
+    link_to_rename: bool,
 }
+
 impl Disk {
-    /// x
-    pub fn new(_: Sync) -> Self {
-        Self { ended: Vec::new() }
+    /// A disk whose flushes block, in [`submit`](FileSystem::submit), until [`prove_flushes`](Self::prove_flushes)
+    /// found that they need not.
+    pub fn new(sync: SyncMode) -> Self {
+        Self {
+            sync,
+            flusher: None,
+            queued: Vec::new(),
+            ended: VecDeque::new(),
+            umask_bites: None,
+            link_to_rename: false,
+        }
     }
-    /// x
-    pub fn flush_event(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+
+    /// Flushes `file` and `directory` asynchronously, waits for both, and has later flushes done in that way. Both are
+    /// to be on the file system of the mail, as it is that which may be unable. Does nothing with [`SyncMode::Never`].
+    ///
+    /// # Errors
+    /// Why flushes go on to block: what AIO can't do here, what the flushes failed with, or `ETIMEDOUT`. The disk is
+    /// usable all the same.
+    pub fn prove_flushes(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
+        if self.sync == SyncMode::Never || self.flusher.is_some() {
+            return Ok(());
+        }
+        let mut flusher = Flusher::new(IN_FLIGHT_MAX)?;
+        flusher.queue(file.as_fd(), FlushKind::Data, 0);
+        flusher.queue(directory.as_fd(), FlushKind::All, 1);
+        flusher.submit();
+        let deadline = Instant::now() + PROOF_TIME;
+        let mut missing = 2;
+        let mut failed = None;
+        while missing > 0 {
+            while let Some((_, result)) = flusher.ended() {
+                missing -= 1;
+                failed = failed.or(result.err());
+            }
+            if missing > 0 && !readable(flusher.event(), deadline)? {
+                // Dropping it would wait for what does not end.
+                std::mem::forget(flusher);
+                return Err(Errno::TIMEDOUT.into());
+            }
+        }
+        failed.map_or_else(
+            || {
+                self.flusher = Some(flusher);
+                Ok(())
+            },
+            Err,
+        )
+    }
+
+    /// What becomes readable, to be polled edge-triggered, when [`ended_flush`](FileSystem::ended_flush) has something
+    /// to tell. `None` while flushes block; then `ended_flush` knows everything after `submit`.
+    pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
+        self.flusher.as_ref().map(Flusher::event)
+    }
+
+    /// Opens `path` below `at`, and makes it before if that is asked for.
+    fn open(
+        &self,
+        at: BorrowedFd<'_>,
+        path: impl rustix::path::Arg + Copy,
+        flags: OFlags,
+        create: bool,
+    ) -> io::Result<OwnedFd> {
+        match rustix::fs::openat(at, path, flags, Mode::empty()) {
+            Err(Errno::NOENT) if create => {}
+            opened => return Ok(opened?),
+        }
+        let made = rustix::fs::mkdirat(at, path, Mode::RWXU);
+        // Another process may be quicker than we are; what it made is opened, but is not ours to change.
+        if made != Err(Errno::EXIST) {
+            made?;
+        }
+        let finish = || {
+            let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
+            let mode = Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode);
+            if made.is_ok() && !mode.contains(Mode::RWXU) {
+                rustix::fs::fchmod(&directory, Mode::RWXU)?;
+            }
+            if self.sync == SyncMode::Always {
+                // A directory whose own name is lost takes all mail in it along, however well that was flushed.
+                rustix::fs::fsync(rustix::fs::openat(&directory, c"..", DIRECTORY, Mode::empty())?)?;
+            }
+            Ok(directory)
+        };
+        let finished: Result<_, Errno> = finish();
+        if made.is_ok() && finished.is_err() {
+            // Lest the next attempt find it and take it for durable.
+            let _ = rustix::fs::unlinkat(at, path, AtFlags::REMOVEDIR);
+        }
+        Ok(finished?)
+    }
+
+    /// Renames without replacing, where there is a system call for that: one whose absence is remembered.
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    fn rename_exclusively(
+        &mut self,
+        from: &OwnedFd,
+        name: &CStr,
+        to: &OwnedFd,
+        new_name: &CStr,
+    ) -> Option<io::Result<()>> {
+        if self.link_to_rename {
+            return None;
+        }
+        match rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE) {
+            // The kernel does not know the call, or the file system (NFS, some FUSE) not the flag.
+            Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => {
+                self.link_to_rename = true;
+                None
+            }
+            renamed => Some(renamed.map_err(Into::into)),
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    fn rename_exclusively(&mut self, _: &OwnedFd, _: &CStr, _: &OwnedFd, _: &CStr) -> Option<io::Result<()>> {
         None
     }
 }
+
+/// Waits for `event` to be readable; false when it was not by `deadline`.
+fn readable(event: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        match poll(&mut [PollFd::from_borrowed_fd(event, PollFlags::IN)], Some(&timeout)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
+}
+
+/// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
+fn flush(file: impl AsFd, kind: FlushKind) -> io::Result<()> {
+    Ok(match kind {
+        // Apple has no fdatasync to rely on.
+        #[cfg(not(target_vendor = "apple"))]
+        FlushKind::Data => rustix::fs::fdatasync(file)?,
+        _ => rustix::fs::fsync(file)?,
+    })
+}
+
+/// Whether both are the same file or directory.
+fn same(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
 impl FileSystem for Disk {
-    type File = std::fs::File;
-    type Directory = std::os::fd::OwnedFd;
-    fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<Self::Directory> {
-        if create {
-            let _ = std::fs::create_dir(path);
+    type File = OwnedFd;
+    type Directory = OwnedFd;
+    type Listing = Dir;
+
+    fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<OwnedFd> {
+        self.open(CWD, path, DIRECTORY, create)
+    }
+
+    fn open_directory_in(&mut self, parent: &OwnedFd, name: &CStr, create: bool) -> io::Result<OwnedFd> {
+        self.open(parent.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
+    }
+
+    fn create(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory, name, flags, FILE_MODE)?;
+        // A umask can only take away, and only an odd one takes from 0600. The first file shows whether it does, so
+        // that the others do not cost a system call more.
+        let mut finish = || {
+            if self.umask_bites.is_none() {
+                let mode = Mode::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+                self.umask_bites = Some(!mode.contains(FILE_MODE));
+            }
+            if self.umask_bites == Some(true) { rustix::fs::fchmod(&file, FILE_MODE) } else { Ok(()) }
+        };
+        if let Err(errno) = finish() {
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            return Err(errno.into());
         }
-        Ok(std::fs::File::open(path)?.into())
+        Ok(file)
     }
-    fn open_directory_in(
-        &mut self,
-        parent: &Self::Directory,
-        name: &CStr,
-        create: bool,
-    ) -> io::Result<Self::Directory> {
-        if create {
-            let _ = rustix::fs::mkdirat(parent, name, rustix::fs::Mode::RWXU);
+
+    fn write(&mut self, file: &mut OwnedFd, mut octets: &[u8]) -> io::Result<()> {
+        while !octets.is_empty() {
+            match rustix::io::write(&*file, octets) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => octets = octets.get(written..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
-        Ok(rustix::fs::openat(parent, name, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty())?)
-    }
-    fn create(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<Self::File> {
-        use rustix::fs::{Mode, OFlags};
-        Ok(rustix::fs::openat(
-            directory,
-            name,
-            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::RUSR | Mode::WUSR,
-        )?
-        .into())
-    }
-    fn write(&mut self, file: &mut Self::File, octets: &[u8]) -> io::Result<()> {
-        use std::io::Write;
-        file.write_all(octets)
-    }
-    fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()> {
-        Ok(rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE)?)
-    }
-    fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(directory, name, rustix::fs::AtFlags::empty())?)
-    }
-    fn begin_flush(&mut self, _what: Flush<'_, Self>, ticket: Ticket) {
-        self.ended.push((ticket, Ok(())))
-    }
-    fn submit(&mut self) -> bool {
-        true
-    }
-    fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)> {
-        self.ended.pop()
-    }
-    fn space(&mut self, _d: &Self::Directory) -> io::Result<Space> {
-        Ok(Space { free: u64::MAX, total: u64::MAX, free_files: u64::MAX })
-    }
-    fn is_same(&mut self, _p: &Path, _d: &Self::Directory) -> io::Result<bool> {
-        Ok(true)
-    }
-    fn list(&mut self, _d: &Self::Directory, _m: usize, _e: &mut Vec<Entry>) -> io::Result<()> {
         Ok(())
+    }
+
+    fn rename(&mut self, from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr) -> io::Result<()> {
+        if let Some(renamed) = self.rename_exclusively(from, name, to, new_name) {
+            return renamed;
+        }
+        if let Err(errno) = rustix::fs::linkat(from, name, to, new_name, AtFlags::empty()) {
+            // NFS may ask twice when the first reply was lost, and be told that the name exists: that it made itself.
+            let stat = |directory, name| rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+            if errno != Errno::EXIST || !same(&stat(from, name)?, &stat(to, new_name)?) {
+                return Err(errno.into());
+            }
+        }
+        // The file is where it belongs. A second name that stays is for the sweep, and no reason to take it back.
+        let _ = rustix::fs::unlinkat(from, name, AtFlags::empty());
+        Ok(())
+    }
+
+    fn remove(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(directory, name, AtFlags::empty())?)
+    }
+
+    fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {
+        let (file, kind) = match what {
+            Flush::File(file) => (file, FlushKind::Data),
+            Flush::Directory(directory) => (directory, FlushKind::All),
+        };
+        match (self.sync, &mut self.flusher) {
+            (SyncMode::Never, _) => self.ended.push_back((ticket, Ok(()))),
+            (SyncMode::Always, Some(flusher)) => flusher.queue(file.as_fd(), kind, ticket),
+            // A duplicate shares the open file, and with it the errors that are told once for each. Where there is no
+            // descriptor left for one, the flush is done now.
+            (SyncMode::Always, None) => match file.try_clone() {
+                Ok(file) => self.queued.push((file, kind, ticket)),
+                Err(_) => self.ended.push_back((ticket, flush(file, kind))),
+            },
+        }
+    }
+
+    fn submit(&mut self) -> bool {
+        let refused = self.flusher.as_mut().is_some_and(Flusher::submit);
+        self.ended.extend(self.queued.drain(..).map(|(file, kind, ticket)| (ticket, flush(file, kind))));
+        refused || !self.ended.is_empty()
+    }
+
+    fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)> {
+        self.ended.pop_front().or_else(|| self.flusher.as_mut().and_then(Flusher::ended))
+    }
+
+    fn space(&mut self, directory: &OwnedFd) -> io::Result<Space> {
+        let stat = rustix::fs::fstatvfs(directory)?;
+        // Some file systems leave the one size or the other empty.
+        let block = if stat.f_frsize == 0 { stat.f_bsize } else { stat.f_frsize };
+        let octets = |blocks: u64| blocks.saturating_mul(block);
+        Ok(Space {
+            free: octets(stat.f_bavail),
+            total: octets(stat.f_blocks),
+            // Btrfs, for one, has no table of files that could be full, and says 0 of 0.
+            free_files: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },
+        })
+    }
+
+    fn is_same(&mut self, path: &Path, directory: &OwnedFd) -> io::Result<bool> {
+        let held = rustix::fs::fstat(directory)?;
+        match rustix::fs::stat(path) {
+            Ok(named) => Ok(same(&named, &held)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn list(&mut self, directory: &OwnedFd) -> io::Result<Dir> {
+        Ok(Dir::read_from(directory)?)
+    }
+
+    fn next_name(&mut self, listing: &mut Dir) -> io::Result<Option<CString>> {
+        loop {
+            let Some(found) = listing.read() else { return Ok(None) };
+            let found = found?;
+            let name = found.file_name();
+            if name != c"." && name != c".." {
+                return Ok(Some(name.to_owned()));
+            }
+        }
+    }
+
+    fn modified(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<SystemTime> {
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let since = Duration::from_secs(u64::try_from(stat.st_mtime as i64).unwrap_or(0));
+        Ok(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
     }
 }

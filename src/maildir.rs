@@ -28,15 +28,16 @@
 //! flush is under way on a descriptor; when it fails, what was written or moved through that descriptor is refused and
 //! unlinked, the descriptor is closed, and nothing is ever flushed twice as if that could help.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, error, info, warn};
 use slab::Slab;
 
-use crate::fs::{Entry, FileSystem, Flush, Ticket};
+use crate::fs::{Disk, FileSystem, Flush, Ticket};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Outcome, Storage};
 use crate::smtp::trace::MessageId;
@@ -50,8 +51,8 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(36 * 3600);
 /// How often leftovers are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// Entries of a directory that a sweep looks at in one turn.
-const SWEEP_ENTRIES_MAX: usize = 64;
+/// Names that a sweep looks at in one turn.
+const SWEEP_NAMES_MAX: usize = 64;
 
 /// How often the file system is asked for its room, and a failed one is tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -196,14 +197,13 @@ enum Health {
 }
 
 /// What a sweep for leftovers does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sweep {
-    Idle,
-    /// Looks for the newest name, to know whether the clock can be trusted.
-    ReadNew {
-        newest: u64,
-    },
-    Remove,
+enum Sweep<F: FileSystem> {
+    /// Nothing before this moment; at once without one.
+    Until(Option<Instant>),
+    /// It looks for the newest name in `new/`, to know whether the clock can be trusted.
+    Date { names: F::Listing, newest: u64 },
+    /// It removes what is old.
+    Remove { names: F::Listing, removed: usize },
 }
 
 /// Counts and times what a [`Maildir`] keeps in flight; see [`Maildir::deliveries`].
@@ -237,9 +237,7 @@ pub struct Maildir<F: FileSystem> {
     checked: Option<Instant>,
     probed: Option<Instant>,
     complained: Option<Instant>,
-    swept: Option<Instant>,
-    sweep: Sweep,
-    entries: Vec<Entry>,
+    sweep: Sweep<F>,
 }
 
 impl<F: FileSystem> Maildir<F> {
@@ -280,17 +278,10 @@ impl<F: FileSystem> Maildir<F> {
             checked: None,
             probed: None,
             complained: None,
-            swept: None,
-            sweep: Sweep::Idle,
-            entries: Vec::new(),
+            sweep: Sweep::Until(None),
         };
         maildir.open_directories()?;
         Ok(maildir)
-    }
-
-    /// Proves it.
-    pub fn prove(&mut self) -> Result<(), (PathBuf, io::Error)> {
-        Ok(())
     }
 
     /// The file system behind it.
@@ -420,6 +411,83 @@ impl<F: FileSystem> Maildir<F> {
             }
             Err(error) => error!("{}: {error}; still refusing mail", self.path.display()),
         }
+    }
+
+    /// How long until leftovers are to be looked for; none while there is something to do at once.
+    #[must_use]
+    pub fn next_sweep(&self, now: Instant) -> Duration {
+        match self.sweep {
+            Sweep::Until(Some(next)) => next.saturating_duration_since(now),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Removes files in `tmp/` that nobody has written to for 36 hours: at start and once a day, a bounded number of
+    /// names at a time. While the clock is earlier than the newest name in `new/` nothing is removed: a board without
+    /// a battery for its clock starts in the past, and can't tell what is old.
+    pub fn sweep(&mut self, now: Now) {
+        if !self.next_sweep(now.instant).is_zero() {
+            return;
+        }
+        let sweep = std::mem::replace(&mut self.sweep, Sweep::Until(Some(now.instant + SWEEP_INTERVAL)));
+        let Some(directories) = &self.directories else { return };
+        let next = match sweep {
+            Sweep::Until(_) => self.fs.list(&directories.new).map(|names| Some(Sweep::Date { names, newest: 0 })),
+            Sweep::Date { names, newest } => self.date(names, newest, now),
+            Sweep::Remove { names, removed } => self.remove_leftovers(names, removed, now),
+        };
+        match next {
+            Ok(Some(next)) => self.sweep = next,
+            Ok(None) => {}
+            Err(error) => self.complain("looking for leftovers", &error, now),
+        }
+    }
+
+    fn date(&mut self, mut names: F::Listing, mut newest: u64, now: Now) -> io::Result<Option<Sweep<F>>> {
+        for _ in 0..SWEEP_NAMES_MAX {
+            let Some(name) = self.fs.next_name(&mut names)? else {
+                let clock = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                if clock < newest {
+                    warn!("{}: the clock is earlier than the newest mail; leftovers stay", self.path.display());
+                    return Ok(None);
+                }
+                let gone = || io::Error::from(io::ErrorKind::NotFound);
+                let tmp = &self.directories.as_ref().ok_or_else(gone)?.tmp;
+                return self.fs.list(tmp).map(|names| Some(Sweep::Remove { names, removed: 0 }));
+            };
+            let seconds = name.to_bytes().split(|&octet| octet == b'.').next().unwrap_or_default();
+            let seconds = str::from_utf8(seconds).ok().and_then(|seconds| seconds.parse().ok());
+            newest = newest.max(seconds.unwrap_or(0));
+        }
+        Ok(Some(Sweep::Date { names, newest }))
+    }
+
+    fn remove_leftovers(
+        &mut self,
+        mut names: F::Listing,
+        mut removed: usize,
+        now: Now,
+    ) -> io::Result<Option<Sweep<F>>> {
+        let Some(Directories { tmp, .. }) = &self.directories else { return Ok(None) };
+        for _ in 0..SWEEP_NAMES_MAX {
+            let Some(name) = self.fs.next_name(&mut names)? else {
+                if removed > 0 {
+                    info!("{}: removed {removed} leftovers from tmp/", self.path.display());
+                }
+                return Ok(None);
+            };
+            // Ours may look old when the clock was set while they were written.
+            let ours = memchr::memmem::find(name.to_bytes(), self.own.as_bytes()).is_some();
+            if ours || name.to_bytes().starts_with(b".") {
+                continue;
+            }
+            let modified = self.fs.modified(tmp, &name);
+            let age = modified.ok().and_then(|modified| now.wall.duration_since(modified).ok());
+            if age.is_some_and(|age| age >= LEFTOVER_AGE) && self.fs.remove(tmp, &name).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(Some(Sweep::Remove { names, removed }))
     }
 
     fn open_directories(&mut self) -> Result<(), (PathBuf, io::Error)> {
@@ -631,6 +699,51 @@ impl<F: FileSystem> Maildir<F> {
         }
         self.outcomes.push((delivery.owner, Outcome::Refused(reply)));
     }
+}
+
+impl Maildir<Disk> {
+    /// Shows that mail can be kept here: makes a file, writes, flushes, moves and removes it.
+    ///
+    /// # Errors
+    /// The first step that failed, with the path that it failed on.
+    pub fn prove(&mut self) -> Result<(), (PathBuf, io::Error)> {
+        // Readers of a Maildir pass over names that begin with a dot.
+        let name = CString::new(format!(".proof-{}-{}", self.own, std::process::id())).unwrap_or_default();
+        let Some(Directories { tmp, new, .. }) = &self.directories else { return Ok(()) };
+        let [tmp_path, new_path, _] = &self.paths;
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| (path, error)
+        };
+        let mut file = self.fs.create(tmp, &name).map_err(at(tmp_path))?;
+        let proven = self
+            .fs
+            .write(&mut file, b"proof\n")
+            .and_then(|()| prove_flushes(&mut self.fs, &file, new))
+            .map_err(at(tmp_path))
+            .and_then(|()| self.fs.rename(tmp, &name, new, &name).map_err(at(new_path)));
+        match proven {
+            Ok(()) => self.fs.remove(new, &name).map_err(at(new_path)),
+            Err(problem) => {
+                let _ = self.fs.remove(tmp, &name);
+                Err(problem)
+            }
+        }
+    }
+}
+
+/// Has flushes done without blocking where that works, and flushes once in the way that is left where it does not.
+fn prove_flushes(disk: &mut Disk, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
+    let Err(reason) = disk.prove_flushes(file, directory) else { return Ok(()) };
+    warn!("the disk can't be flushed in the background ({reason}): each flush holds up all sessions");
+    disk.begin_flush(Flush::File(file), 0);
+    disk.begin_flush(Flush::Directory(directory), 1);
+    disk.submit();
+    let mut flushed = Ok(());
+    while let Some((_, result)) = disk.ended_flush() {
+        flushed = flushed.and(result);
+    }
+    flushed
 }
 
 /// Names that are tried for one message.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mailchute::Config;
 use mailchute::config::{Listen, Place, is_hostname};
-use mailchute::fs::Sync;
+use mailchute::fs::SyncMode;
 use mailchute::maildir::MinFree;
 use mailchute::smtp::data::{BareNewline, LineEnd};
 use mailchute::smtp::session::Dialect;
@@ -143,7 +143,7 @@ fn apply(name: &str, value: &str, config: &mut Config, level: &mut Option<log::L
         "max-size" => {
             protocol.message_octets_max = octets(value).filter(|&it| it > 0).ok_or("is no size such as 10M")?
         }
-        "sync" => config.sync = choice(value, [("always", Sync::Always), ("never", Sync::Never)])?,
+        "sync" => config.sync = choice(value, [("always", SyncMode::Always), ("never", SyncMode::Never)])?,
         "min-free" => {
             config.min_free = min_free(value).ok_or("is neither a size such as 16M nor a share such as 5%")?
         }

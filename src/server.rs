@@ -1,6 +1,6 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{debug, info};
 use slab::Slab;
@@ -11,15 +11,12 @@ use crate::fs::FileSystem;
 use crate::maildir::{Maildir, Now};
 use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Context, Dialect, Outcome, Output, Session, Settings, Storage, Transaction};
+use crate::smtp::session::{Action, Context, Dialect, Outcome, Output, Session, Settings, Spare, Storage};
 use crate::smtp::trace::{MessageIds, Peer};
 use crate::timers::Timers;
 
 /// Small buffers that are kept for the next peer that needs one.
 const SMALL_KEPT_MAX: usize = 128;
-
-/// Transactions that are kept for the next peer that begins one.
-const TRANSACTIONS_KEPT_MAX: usize = 128;
 
 /// What a socket is ready for, as an event said.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,9 +35,9 @@ pub struct Server<T, F: FileSystem> {
     maildir: Maildir<F>,
     settings: Settings,
     connections_max: usize,
-    timeout: std::time::Duration,
+    timeout: Duration,
     ids: MessageIds,
-    transactions: Vec<Box<Transaction>>,
+    spare: Spare,
     /// For what one read brings, behind what was left of the one before.
     input: Box<[u8]>,
     /// For the message of one read, where its connection has no block.
@@ -68,7 +65,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             connections_max: config.connections_max,
             timeout: config.timeout,
             ids,
-            transactions: Vec::with_capacity(TRANSACTIONS_KEPT_MAX),
+            spare: Spare::default(),
             input: vec![0; BLOCK_OCTETS].into_boxed_slice(),
             scratch: Vec::with_capacity(BLOCK_OCTETS),
             blocks: BufferPool::new(BLOCK_OCTETS, BLOCKS_MAX, BLOCKS_MAX),
@@ -170,10 +167,12 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         self.connections.is_empty() && self.maildir.is_idle()
     }
 
-    /// How long until a connection may have been silent for too long.
+    /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
+    /// are to be looked for.
     #[must_use]
-    pub fn next_deadline(&self, now: Instant) -> Option<std::time::Duration> {
-        self.timers.next(now)
+    pub fn next_deadline(&self, now: Instant) -> Duration {
+        let sweep = self.maildir.next_sweep(now);
+        self.timers.next(now).map_or(sweep, |timer| timer.min(sweep))
     }
 
     /// Begins the end: sessions without a message are told 421, the others when theirs is done.
@@ -211,6 +210,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         }
         keys.clear();
         self.touched = keys;
+        self.maildir.sweep(now);
         self.expire(now);
         self.reap();
     }
@@ -282,7 +282,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             settings: &self.settings,
             now: now.wall,
             ids: &mut self.ids,
-            transactions: &mut self.transactions,
+            spare: &mut self.spare,
             storage,
             storage_wanted: false,
         };
@@ -376,7 +376,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             connection.waiting = Waiting::No;
         }
         lend(&mut connection.replies, &mut self.small);
-        connection.session.delivered(outcome, &mut self.transactions, &mut connection.replies);
+        connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if self.draining {
             self.schedule(key);
         }
@@ -436,8 +436,12 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             self.maildir.discard(delivery);
         }
         connection.waiting = Waiting::Closed;
-        debug!("session={} closed reason={reason} stored={}", connection.session.id(), connection.stored);
-        connection.session.end(&mut self.transactions);
+        let (name, stored) = (connection.session.id(), connection.stored);
+        match connection.session.hint() {
+            Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
+            None => debug!("session={name} closed reason={reason} stored={stored}"),
+        }
+        connection.session.end(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             take_back(std::mem::take(buffer), &mut self.small, &mut self.blocks);
         }
@@ -450,7 +454,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         for key in self.closed.drain(..) {
             self.connections.try_remove(key);
         }
-        self.transactions.truncate(TRANSACTIONS_KEPT_MAX);
     }
 }
 

@@ -103,6 +103,8 @@ impl Reply {
     pub const EARLY_TALK: Self = Self::new(554, "5.5.0", "You talked before your turn");
     /// A browser, or somebody who uses one.
     pub const NOT_HTTP: Self = Self::new(554, "5.5.0", "This is a mail server");
+    /// The header of a proxy, which nobody was told to expect.
+    pub const NO_PROXY_HEADER: Self = Self::new(554, "5.5.0", "No proxy header expected here");
     /// A TLS handshake where none is offered.
     pub const NOT_TLS: Self = Self::new(554, "5.5.0", "No TLS here");
 }

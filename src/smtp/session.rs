@@ -73,12 +73,38 @@ pub struct Context<'a> {
     pub now: SystemTime,
     /// Gives each message its id.
     pub ids: &'a mut MessageIds,
-    /// Transactions to use again, so that none is allocated once the server is warm.
-    pub transactions: &'a mut Vec<Box<Transaction>>,
+    /// Memory of ended sessions and transactions, to be used again.
+    pub spare: &'a mut Spare,
     /// What the disk says.
     pub storage: Storage,
     /// Set when a transaction was refused because the storage failed: somebody waits for it to be tried again.
     pub storage_wanted: bool,
+}
+
+/// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
+#[derive(Debug, Default)]
+pub struct Spare {
+    transactions: Vec<Box<Transaction>>,
+    names: Vec<String>,
+}
+
+impl Spare {
+    /// How much of each kind is kept.
+    const KEPT_MAX: usize = 128;
+
+    fn keep(&mut self, mut transaction: Box<Transaction>) {
+        if self.transactions.len() < Self::KEPT_MAX {
+            transaction.clear();
+            self.transactions.push(transaction);
+        }
+    }
+
+    fn keep_name(&mut self, mut name: String) {
+        if name.capacity() > 0 && self.names.len() < Self::KEPT_MAX {
+            name.clear();
+            self.names.push(name);
+        }
+    }
 }
 
 /// Where a session writes.
@@ -228,6 +254,7 @@ pub struct Session {
     logged_in: bool,
     /// No CR came from this peer yet: a person or a script that ends lines with LF.
     lf_session: bool,
+    hint: Option<&'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
     text_may_follow: bool,
 }
@@ -248,6 +275,7 @@ impl Session {
             transactions: 0,
             logged_in: false,
             lf_session: !settings.strict,
+            hint: None,
             text_may_follow: false,
         }
     }
@@ -296,12 +324,13 @@ impl Session {
         }
     }
 
-    /// Whether the end of data looks as if the peer had written it with wrong line ends.
+    /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
+    /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
     #[must_use]
-    pub const fn ends_in_bare_dot(&self) -> bool {
+    pub fn hint(&self) -> Option<&'static str> {
         match self.phase {
-            Phase::Data(decoder) => decoder.lf_dot_seen(),
-            _ => false,
+            Phase::Data(decoder) if decoder.lf_dot_seen() => Some("lf-dot"),
+            _ => self.hint,
         }
     }
 
@@ -319,9 +348,7 @@ impl Session {
             let (count, action) = match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
                 Phase::Delivering => return (used, Action::Deliver),
-                Phase::Answering { left, outcome } => {
-                    (0, self.answer(left, outcome, context.transactions, output.replies))
-                }
+                Phase::Answering { left, outcome } => (0, self.answer(left, outcome, context.spare, output.replies)),
                 Phase::Chunk { left, last, announced } => self.chunk(rest, left, last, announced, context, output),
                 Phase::Data(decoder) if !rest.is_empty() => self.data(rest, decoder, context, output),
                 _ if rest.is_empty() => return (used, Action::Read),
@@ -335,7 +362,7 @@ impl Session {
     }
 
     /// Hears what became of the message that was given away with [`Action::Deliver`].
-    pub fn delivered(&mut self, outcome: Outcome, spare: &mut Vec<Box<Transaction>>, replies: &mut Vec<u8>) {
+    pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
         let left = match (self.dialect, &self.transaction) {
             (Dialect::Lmtp, Some(transaction)) => transaction.recipients(),
             _ => 1,
@@ -345,8 +372,9 @@ impl Session {
     }
 
     /// Forgets the session's own memory, for another session to use again.
-    pub fn end(&mut self, spare: &mut Vec<Box<Transaction>>) {
+    pub fn end(&mut self, spare: &mut Spare) {
         self.end_transaction(spare);
+        spare.keep_name(std::mem::take(&mut self.hello_name));
     }
 
     /// Writes as many of the final replies as there is room for.
@@ -354,7 +382,7 @@ impl Session {
         &mut self,
         mut left: usize,
         outcome: Outcome,
-        spare: &mut Vec<Box<Transaction>>,
+        spare: &mut Spare,
         replies: &mut Vec<u8>,
     ) -> Option<Action> {
         let id = self.transaction.as_ref().map(|transaction| transaction.id).unwrap_or_default();
@@ -380,7 +408,7 @@ impl Session {
     fn line(&mut self, input: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> (usize, Option<Action>) {
         let Some(line_feed) = memchr(b'\n', input) else {
             if matches!(self.phase, Phase::Command) && foreign(input) == Some(Foreign::Tls) {
-                return (input.len(), self.turn_away(Reply::NOT_TLS, output.replies));
+                return (input.len(), self.turn_foreign_away(Foreign::Tls, output.replies));
             }
             let long = matches!(self.phase, Phase::LongLine);
             if !long && input.len() <= COMMAND_LINE_OCTETS_MAX {
@@ -429,6 +457,16 @@ impl Session {
         Some(Action::Close)
     }
 
+    fn turn_foreign_away(&mut self, foreign: Foreign, replies: &mut Vec<u8>) -> Option<Action> {
+        let (reply, hint) = match foreign {
+            Foreign::Http => (Reply::NOT_HTTP, "http"),
+            Foreign::Tls => (Reply::NOT_TLS, "tls-on-plain"),
+            Foreign::ProxyHeader => (Reply::NO_PROXY_HEADER, "proxy-header"),
+        };
+        self.hint = Some(hint);
+        self.turn_away(reply, replies)
+    }
+
     /// Applies one command. `behind` is what came with it in the same octets.
     fn command(
         &mut self,
@@ -443,8 +481,8 @@ impl Session {
         let command = match Command::parse(line, Syntax { strict: settings.strict }) {
             Ok(command) => command,
             Err(reply) => {
-                if foreign(line).is_some() {
-                    return self.turn_away(Reply::NOT_HTTP, replies);
+                if let Some(foreign) = foreign(line) {
+                    return self.turn_foreign_away(foreign, replies);
                 }
                 if suspicious {
                     return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
@@ -466,7 +504,7 @@ impl Session {
             Command::Data => return self.begin_data(behind, context, output),
             Command::Bdat { octets, last } => self.phase = Phase::Chunk { left: octets, last, announced: octets },
             Command::Rset => {
-                self.end_transaction(context.transactions);
+                self.end_transaction(context.spare);
                 Reply::OK.write(replies);
             }
             Command::Noop => Reply::OK.write(replies),
@@ -481,7 +519,11 @@ impl Session {
             Command::Auth { mechanism, initial_response } if settings.accept_any_login => {
                 return self.auth(mechanism, initial_response, replies);
             }
-            Command::Auth { .. } | Command::StartTls => Reply::NOT_IMPLEMENTED.write(replies),
+            Command::Auth { .. } => {
+                self.hint = Some("auth-required-by-client");
+                Reply::NOT_IMPLEMENTED.write(replies);
+            }
+            Command::StartTls => Reply::NOT_IMPLEMENTED.write(replies),
         }
         None
     }
@@ -509,8 +551,11 @@ impl Session {
             // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
             return Reply::UNRECOGNIZED.write(replies);
         }
-        self.end_transaction(context.transactions);
+        self.end_transaction(context.spare);
         self.hello = Some(hello);
+        if self.hello_name.capacity() == 0 {
+            self.hello_name = context.spare.names.pop().unwrap_or_default();
+        }
         self.hello_name.clear();
         // In a header the name is data of a stranger: what has a meaning there is replaced.
         let harmless = |character: char| match character {
@@ -552,16 +597,16 @@ impl Session {
         context: &mut Context<'_>,
         replies: &mut Vec<u8>,
     ) {
-        let settings = context.settings;
         if let Err(reply) = self.check_mail(reverse_path, parameters, context) {
             return reply.write(replies);
         }
-        let mut transaction = context.transactions.pop().unwrap_or_default();
+        let mut transaction = context.spare.transactions.pop().unwrap_or_default();
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.push_path(reverse_path.as_str());
         self.transaction = Some(transaction);
         self.transactions = self.transactions.saturating_add(1);
-        debug_assert!(settings.recipients_max > 0);
+        // Whoever goes on without a login did not insist on one.
+        self.hint = None;
         let _ = write!(replies, "250 2.1.0 <{}>... Sender ok\r\n", reverse_path.as_str());
     }
 
@@ -741,7 +786,7 @@ impl Session {
     ) -> Option<Action> {
         self.chunks = None;
         if let Some(failure) = self.transaction.as_ref().and_then(|transaction| transaction.failure) {
-            self.delivered(Outcome::Refused(failure), context.transactions, output.replies);
+            self.delivered(Outcome::Refused(failure), context.spare, output.replies);
             return None;
         }
         decoder.finish(&mut |run| output.content.extend_from_slice(run));
@@ -851,11 +896,10 @@ impl Session {
         None
     }
 
-    fn end_transaction(&mut self, spare: &mut Vec<Box<Transaction>>) {
+    fn end_transaction(&mut self, spare: &mut Spare) {
         self.chunks = None;
-        if let Some(mut transaction) = self.transaction.take() {
-            transaction.clear();
-            spare.push(transaction);
+        if let Some(transaction) = self.transaction.take() {
+            spare.keep(transaction);
         }
     }
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Real mail clients against the real server, and real readers for what it stored.
 
-    tests/interop/interop.py target/release/mailchute [--require-all] [--later] [--list] [CASE ...]
+    tests/interop/interop.py target/release/mailchute [--require-all] [--list] [CASE ...]
 
 Every case starts its own server on a free port with an empty Maildir, lets a client deliver, and compares
 what lies in the Maildir with what was sent, octet by octet. A client that is not installed is a line
@@ -29,16 +29,6 @@ import sys
 import tempfile
 import time
 import traceback
-
-# Cases that wait for a part of the server that is still to come. They run with --later or when named; when the
-# part is there, remove the line.
-LATER = {
-    "lf_session": "sessions that speak bare LF throughout",
-    "nc_lf_session": "sessions that speak bare LF throughout",
-    "lmtp_by_smtplib": "LMTP",
-    "postfix_lmtp": "LMTP",
-    "postfix_lmtp_unix": "LMTP on a Unix socket",
-}
 
 HOSTNAME = "mx.example"
 PATIENCE_SECONDS = 60  # for one step of a conversation; a whole client run gets five times that
@@ -85,21 +75,24 @@ def wait_until(truth, seconds, what):
 # ---------------------------------------------------------------------------------------------------- the server
 
 
+def host_and_port(address):
+    host, port = address.rsplit(":", 1)
+    return host, int(port)
+
+
 class Server:
     """One running server with a Maildir of its own in a temporary directory."""
 
     binary = None  # set from the command line
 
-    def __init__(self, *options, smtp=True):
+    def __init__(self, *options):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="interop-"))
         self.directory.chmod(0o755)  # another user's mail server must reach a Unix socket in it
         self.maildir = self.directory / "Maildir"
         self.log_path = self.directory / "log"
-        command = [self.binary, "--maildir", str(self.maildir), "--hostname", HOSTNAME]
-        if smtp:
-            command += ["--listen", "127.0.0.1:0"]
-        command += options
-        self.command, self.listeners = command, command.count("--listen") + command.count("--lmtp")
+        place = ["--maildir", str(self.maildir), "--hostname", HOSTNAME, "--listen", "127.0.0.1:0"]
+        self.command = [self.binary, *place, *options]
+        self.listeners = self.command.count("--listen") + self.command.count("--lmtp")
         self.process = None
 
     def start(self):
@@ -108,12 +101,12 @@ class Server:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         wait_until(lambda: len(self.addresses()) >= self.listeners or self.process.poll() is not None, 10, "server start")
         expect(self.process.poll() is None, f"the server ended at start with status {self.process.returncode}")
-        self.address = self.addresses()[0]
-        if not self.address.startswith("unix:"):
-            host, port = self.address.rsplit(":", 1)
-            self.host, self.port = host.strip("[]"), int(port)
+        self.address, *rest = self.addresses()
+        self.lmtp_address = rest[0] if rest else None
+        self.host, self.port = host_and_port(self.address)
 
     def addresses(self):
+        """Where it listens, in the order of its options: SMTP first, then LMTP."""
         return re.findall(r"listening on (\S+)", self.log())
 
     def log(self):
@@ -159,8 +152,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*options, **how):
-    server = Server(*options, **how)
+def running(*options):
+    server = Server(*options)
     try:
         server.start()
         yield server
@@ -548,7 +541,7 @@ def mutt():
         settings = server.directory / "muttrc"
         settings.write_text(
             "set folder=/nonexistent record='' postponed='' header_cache='' confirmcreate=no confirmappend=no copy=no\n"
-            "set mbox_type=mbox wait_key=no sort=mailbox-order timeout=5 quit=yes move=no delete=no auto_tag=yes\n"
+            "set mbox_type=mbox wait_key=no sort=mailbox-order timeout=5 quit=yes move=no delete=no auto_tag=yes check_new=no\n"
             f"push '<tag-pattern>~A<enter><copy-message>{copy}<enter><quit>'\n"
         )
         shown = on_a_terminal([program("mutt"), "-n", "-F", str(settings), "-R", "-f", str(server.maildir)])
@@ -669,8 +662,8 @@ def cut_off_in_data():
 @case
 def lmtp_by_smtplib():
     """One reply for each recipient."""
-    with running("--lmtp", "127.0.0.1:0", smtp=False) as server:
-        with smtplib.LMTP(server.host, server.port, "client.example", timeout=PATIENCE_SECONDS) as client:
+    with running("--lmtp", "127.0.0.1:0") as server:
+        with smtplib.LMTP(*host_and_port(server.lmtp_address), "client.example", timeout=PATIENCE_SECONDS) as client:
             client.ehlo_or_helo_if_needed()
             client.mail(SENDER)
             client.rcpt(RECIPIENT)
@@ -786,8 +779,8 @@ def postfix_smtp():
 
 @case
 def postfix_lmtp():
-    with running("--lmtp", "127.0.0.1:0", smtp=False) as server:
-        postfix_delivers(server, f"lmtp:inet:{server.address}", "LMTP")
+    with running("--lmtp", "127.0.0.1:0") as server:
+        postfix_delivers(server, f"lmtp:inet:{server.lmtp_address}", "LMTP")
 
 
 @case
@@ -796,7 +789,7 @@ def postfix_lmtp_unix():
     directory.chmod(0o755)
     try:
         path = directory / "lmtp"
-        with running("--lmtp", f"unix:{path}", smtp=False) as server:
+        with running("--lmtp", f"unix:{path}") as server:
             path.chmod(0o666)  # Postfix delivers as a user of its own
             postfix_delivers(server, f"lmtp:unix:{path}", "LMTP")
     finally:
@@ -811,7 +804,6 @@ def main():
     options.add_argument("binary", help="the server's release binary")
     options.add_argument("cases", nargs="*", metavar="CASE", help="run these only")
     options.add_argument("--require-all", action="store_true", help="a missing client is a failure")
-    options.add_argument("--later", action="store_true", help="also run the cases that wait for later parts")
     options.add_argument("--list", action="store_true", help="print the names of the cases")
     options = options.parse_args()
     if options.list:
@@ -827,12 +819,8 @@ def main():
         print(f"{options.binary} is not a program; build it with `cargo build --release`", file=sys.stderr)
         return 64
 
-    passed = failed = skipped = later = 0
+    passed = failed = skipped = 0
     for name in options.cases or CASES:
-        if name in LATER and not options.later and name not in options.cases:
-            print(f"later:   {name} waits for {LATER[name]}", flush=True)
-            later += 1
-            continue
         start = time.monotonic()
         try:
             CASES[name]()
@@ -851,7 +839,7 @@ def main():
         else:
             passed += 1
             print(f"ok:      {name} ({time.monotonic() - start:.1f} s)", flush=True)
-    print(f"{passed} passed, {failed} failed" + f", {skipped} skipped" * bool(skipped) + f", {later} for later" * bool(later))
+    print(f"{passed} passed, {failed} failed" + f", {skipped} skipped" * bool(skipped))
     return 1 if failed else 0
 
 
