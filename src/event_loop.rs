@@ -157,7 +157,7 @@ impl Stopper {
 /// ```no_run
 /// let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
 /// let event_loop = mailchute::EventLoop::start(config)?;
-/// let stopper = event_loop.stopper()?;
+/// let stopper = event_loop.stopper();
 /// let server = std::thread::spawn(move || event_loop.run());
 /// // … and when it is time:
 /// stopper.stop()?;
@@ -193,8 +193,8 @@ impl EventLoop {
         let poll = Poll::new().map_err(poll_failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(poll_failed)?);
         if let Some(event) = maildir.file_system().flush_event() {
-            let mut source = SourceFd(&event.as_raw_fd());
-            poll.registry().register(&mut source, FLUSHES, Interest::READABLE).map_err(poll_failed)?;
+            let descriptor = event.as_raw_fd();
+            poll.registry().register(&mut SourceFd(&descriptor), FLUSHES, Interest::READABLE).map_err(poll_failed)?;
         }
         for (index, listener) in listeners.iter_mut().enumerate() {
             let token = Token(LISTENERS + index);

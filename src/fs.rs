@@ -261,12 +261,13 @@ fn readable(event: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
 
 /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
 fn flush(file: impl AsFd, kind: FlushKind) -> io::Result<()> {
-    Ok(match kind {
+    match kind {
         // Apple has no fdatasync to rely on.
         #[cfg(not(target_vendor = "apple"))]
         FlushKind::Data => rustix::fs::fdatasync(file)?,
         _ => rustix::fs::fsync(file)?,
-    })
+    }
+    Ok(())
 }
 
 /// Whether both are the same file or directory.

@@ -206,7 +206,7 @@ enum Sweep<F: FileSystem> {
     Remove { names: F::Listing, removed: usize },
 }
 
-/// Counts and times what a [`Maildir`] keeps in flight; see [`Maildir::deliveries`].
+/// A Maildir and the messages on their way into it.
 pub struct Maildir<F: FileSystem> {
     fs: F,
     path: PathBuf,
@@ -456,7 +456,7 @@ impl<F: FileSystem> Maildir<F> {
                 return self.fs.list(tmp).map(|names| Some(Sweep::Remove { names, removed: 0 }));
             };
             let seconds = name.to_bytes().split(|&octet| octet == b'.').next().unwrap_or_default();
-            let seconds = str::from_utf8(seconds).ok().and_then(|seconds| seconds.parse().ok());
+            let seconds = std::str::from_utf8(seconds).ok().and_then(|seconds| seconds.parse().ok());
             newest = newest.max(seconds.unwrap_or(0));
         }
         Ok(Some(Sweep::Date { names, newest }))

@@ -157,7 +157,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
 
     /// Whether there is work that waits for no event.
     #[must_use]
-    pub const fn is_runnable(&self) -> bool {
+    pub fn is_runnable(&self) -> bool {
         !self.runnable.is_empty() || self.flushes_ended
     }
 

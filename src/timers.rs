@@ -41,7 +41,7 @@ impl Timers {
         Self { start, done: 0, heads: [NONE; SLOTS], links: Vec::new(), armed: 0 }
     }
 
-    /// Has `key` looked at when `deadline` has passed, and not before [`TICK`] before it.
+    /// Has `key` looked at when `deadline` has passed, and at most a quarter of a second later.
     pub fn arm(&mut self, key: usize, deadline: Instant) {
         self.cancel(key);
         if self.links.len() <= key {

@@ -20,7 +20,7 @@ enum Line {
     Body,
 }
 
-/// Counts `Received:` lines in the runs of a [`DataDecoder`](super::DataDecoder), cut anyhow.
+/// Counts `Received:` lines in the runs of a [`DataDecoder`](super::data::DataDecoder), cut anyhow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderScanner {
     line: Line,

@@ -84,6 +84,8 @@ pub struct Context<'a> {
 /// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
 #[derive(Debug, Default)]
 pub struct Spare {
+    /// Boxed, as sessions have them: most sessions have none.
+    #[allow(clippy::vec_box)]
     transactions: Vec<Box<Transaction>>,
     names: Vec<String>,
 }

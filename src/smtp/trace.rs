@@ -83,7 +83,7 @@ impl MessageId {
     /// The id as text, an atom of RFC 5322.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        self.text.octets.get(..self.text.length).and_then(|octets| str::from_utf8(octets).ok()).unwrap_or_default()
+        self.text.octets.get(..self.text.length).and_then(|octets| std::str::from_utf8(octets).ok()).unwrap_or_default()
     }
 }
 
