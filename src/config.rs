@@ -113,7 +113,6 @@ fn system_hostname() -> String {
 }
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.
-#[must_use]
 pub fn is_hostname(name: &str) -> bool {
     (1..=255).contains(&name.len())
         && name.bytes().all(|octet| octet.is_ascii_alphanumeric() || b".-_[]:".contains(&octet))

@@ -211,13 +211,11 @@ impl EventLoop {
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
-    #[must_use]
     pub fn places(&self) -> Vec<String> {
         self.listeners.iter().map(Listener::place).collect()
     }
 
     /// What ends the loop from another thread.
-    #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.waker))
     }

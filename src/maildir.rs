@@ -103,7 +103,6 @@ pub struct Now {
 
 impl Now {
     /// Reads both clocks.
-    #[must_use]
     pub fn read() -> Self {
         Self { instant: Instant::now(), wall: SystemTime::now() }
     }
@@ -341,7 +340,6 @@ impl<F: FileSystem> Maildir<F> {
     }
 
     /// Whether messages are between their first octet and their outcome.
-    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.deliveries.is_empty()
     }
@@ -414,7 +412,6 @@ impl<F: FileSystem> Maildir<F> {
     }
 
     /// How long until leftovers are to be looked for; none while there is something to do at once.
-    #[must_use]
     pub fn next_sweep(&self, now: Instant) -> Duration {
         match self.sweep {
             Sweep::Until(Some(next)) => next.saturating_duration_since(now),

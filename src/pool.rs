@@ -12,13 +12,11 @@ pub struct BufferPool {
 
 impl BufferPool {
     /// Buffers of `octets` each: at most `lent_max` of them at a time, of which `kept_max` stay when all came back.
-    #[must_use]
     pub fn new(octets: usize, lent_max: usize, kept_max: usize) -> Self {
         Self { free: Vec::with_capacity(kept_max), octets, lent: 0, lent_max, kept_max }
     }
 
     /// Whether [`lend`](Self::lend) would find a buffer.
-    #[must_use]
     pub const fn is_available(&self) -> bool {
         self.lent < self.lent_max
     }

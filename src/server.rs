@@ -11,7 +11,7 @@ use crate::fs::FileSystem;
 use crate::maildir::{Maildir, Now};
 use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Context, Dialect, Outcome, Output, Session, Settings, Spare, Storage};
+use crate::smtp::session::{Action, Dialect, Outcome, Session, Settings, Spare, Storage, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 use crate::timers::Timers;
 
@@ -81,7 +81,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     }
 
     /// The key that the next connection will have.
-    #[must_use]
     pub fn vacant_key(&self) -> usize {
         self.connections.vacant_key()
     }
@@ -92,7 +91,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     }
 
     /// How many connections there are.
-    #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
@@ -156,20 +154,17 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     }
 
     /// Whether there is work that waits for no event.
-    #[must_use]
     pub fn is_runnable(&self) -> bool {
         !self.runnable.is_empty() || self.flushes_ended
     }
 
     /// Whether nothing is left: no connection, and no message on its way.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty() && self.maildir.is_idle()
     }
 
     /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
     /// are to be looked for.
-    #[must_use]
     pub fn next_deadline(&self, now: Instant) -> Duration {
         let sweep = self.maildir.next_sweep(now);
         self.timers.next(now).map_or(sweep, |timer| timer.min(sweep))
@@ -278,31 +273,31 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         }
         let storage =
             if connection.session.in_message() { Storage::Ready { room: u64::MAX } } else { self.maildir.storage(now) };
-        let mut context = Context {
+        lend(&mut connection.replies, &mut self.small);
+        let mut turn = Turn {
             settings: &self.settings,
             now: now.wall,
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage,
             storage_wanted: false,
+            replies: &mut connection.replies,
+            content: if held { &mut connection.content } else { &mut self.scratch },
         };
-        lend(&mut connection.replies, &mut self.small);
-        let content = if held { &mut connection.content } else { &mut self.scratch };
         let mut used = 0;
         let action = loop {
             let input = self.input.get(used..filled).unwrap_or_default();
-            let mut output = Output { replies: &mut connection.replies, content };
-            let (count, action) = connection.session.receive(input, &mut context, &mut output);
+            let (count, action) = connection.session.receive(input, &mut turn);
             used += count;
             if action != Action::Discard {
                 break action;
             }
-            content.clear();
+            turn.content.clear();
             if let Some(delivery) = connection.delivery.take() {
                 self.maildir.discard(delivery);
             }
         };
-        let storage_wanted = context.storage_wanted;
+        let Turn { storage_wanted, content, .. } = turn;
         connection.hungry = action == Action::Read;
         match action {
             Action::Deliver => {

@@ -36,7 +36,6 @@ pub struct Timers {
 
 impl Timers {
     /// An empty wheel that begins to turn at `start`.
-    #[must_use]
     pub const fn new(start: Instant) -> Self {
         Self { start, done: 0, heads: [NONE; SLOTS], links: Vec::new(), armed: 0 }
     }
@@ -97,7 +96,6 @@ impl Timers {
     }
 
     /// How long from `now` until [`expired`](Self::expired) may find a key; `None` when none is armed.
-    #[must_use]
     pub fn next(&self, now: Instant) -> Option<Duration> {
         if self.armed == 0 {
             return None;

@@ -35,7 +35,6 @@ pub enum LineEnd {
 
 impl LineEnd {
     /// Its octets.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lf => "\n",

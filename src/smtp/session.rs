@@ -65,8 +65,8 @@ pub enum Storage {
     Failed,
 }
 
-/// What a call of the session borrows from its server.
-pub struct Context<'a> {
+/// What a session borrows from its server while it works.
+pub struct Turn<'a> {
     /// Common to all sessions.
     pub settings: &'a Settings,
     /// The wall clock, read once a turn.
@@ -79,6 +79,11 @@ pub struct Context<'a> {
     pub storage: Storage,
     /// Set when a transaction was refused because the storage failed: somebody waits for it to be tried again.
     pub storage_wanted: bool,
+    /// Written to the peer; never more than [`REPLIES_OCTETS_MAX`].
+    pub replies: &'a mut Vec<u8>,
+    /// Written to the message's file: at most as many octets as came (twice as many where lone line feeds become
+    /// CRLF), and the trace header.
+    pub content: &'a mut Vec<u8>,
 }
 
 /// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
@@ -107,14 +112,6 @@ impl Spare {
             self.names.push(name);
         }
     }
-}
-
-/// Where a session writes.
-pub struct Output<'a> {
-    /// To the peer. At most [`REPLIES_OCTETS_MAX`] are ever in it.
-    pub replies: &'a mut Vec<u8>,
-    /// To the message's file: at most as many octets as were given, and the trace header.
-    pub content: &'a mut Vec<u8>,
 }
 
 /// What the caller does after a call of [`Session::receive`].
@@ -163,7 +160,6 @@ pub struct Transaction {
 
 impl Transaction {
     /// The reverse-path, empty for the null one.
-    #[must_use]
     pub fn reverse_path(&self) -> &str {
         self.path(0)
     }
@@ -174,19 +170,16 @@ impl Transaction {
     }
 
     /// How many recipients were accepted.
-    #[must_use]
     pub fn recipients(&self) -> usize {
         self.ends.len().saturating_sub(1)
     }
 
     /// Octets of the message so far, as RFC 1870 counts them.
-    #[must_use]
     pub const fn octets(&self) -> u64 {
         self.octets
     }
 
     /// The message's id, blank before its data begin.
-    #[must_use]
     pub const fn id(&self) -> &MessageId {
         &self.id
     }
@@ -263,7 +256,6 @@ pub struct Session {
 
 impl Session {
     /// A session with `peer`, `id` of this server, whose greeting is written by [`greet`](Self::greet).
-    #[must_use]
     pub const fn new(id: u64, dialect: Dialect, peer: Peer, settings: &Settings) -> Self {
         Self {
             id,
@@ -306,19 +298,16 @@ impl Session {
     }
 
     /// The number of this session, as the log names it.
-    #[must_use]
     pub const fn id(&self) -> u64 {
         self.id
     }
 
     /// The transaction under way.
-    #[must_use]
     pub fn transaction(&self) -> Option<&Transaction> {
         self.transaction.as_deref()
     }
 
     /// Whether a message is coming in or on its way to the store.
-    #[must_use]
     pub const fn in_message(&self) -> bool {
         match self.phase {
             Phase::Data(_) | Phase::Chunk { .. } | Phase::Delivering | Phase::Answering { .. } => true,
@@ -328,7 +317,6 @@ impl Session {
 
     /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
     /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
-    #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self.phase {
             Phase::Data(decoder) if decoder.lf_dot_seen() => Some("lf-dot"),
@@ -340,21 +328,21 @@ impl Session {
     ///
     /// Called again with the rest until it returns [`Action::Read`] or [`Action::Close`]; after
     /// [`Action::Deliver`] not before [`delivered`](Self::delivered) was called.
-    pub fn receive(&mut self, input: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> (usize, Action) {
+    pub fn receive(&mut self, input: &[u8], turn: &mut Turn<'_>) -> (usize, Action) {
         let mut used = 0;
         loop {
             let rest = input.get(used..).unwrap_or_default();
-            if output.replies.len() + REPLY_OCTETS_MAX > REPLIES_OCTETS_MAX {
+            if turn.replies.len() + REPLY_OCTETS_MAX > REPLIES_OCTETS_MAX {
                 return (used, Action::Flush);
             }
             let (count, action) = match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
                 Phase::Delivering => return (used, Action::Deliver),
-                Phase::Answering { left, outcome } => (0, self.answer(left, outcome, context.spare, output.replies)),
-                Phase::Chunk { left, last, announced } => self.chunk(rest, left, last, announced, context, output),
-                Phase::Data(decoder) if !rest.is_empty() => self.data(rest, decoder, context, output),
+                Phase::Answering { left, outcome } => (0, self.answer(left, outcome, turn.spare, turn.replies)),
+                Phase::Chunk { left, last, announced } => self.chunk(rest, left, last, announced, turn),
+                Phase::Data(decoder) if !rest.is_empty() => self.data(rest, decoder, turn),
                 _ if rest.is_empty() => return (used, Action::Read),
-                _ => self.line(rest, context, output),
+                _ => self.line(rest, turn),
             };
             used += count;
             if let Some(action) = action {
@@ -407,10 +395,10 @@ impl Session {
     }
 
     /// One line from the peer: a command, part of a login, or the rest of a line that was too long.
-    fn line(&mut self, input: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> (usize, Option<Action>) {
+    fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> (usize, Option<Action>) {
         let Some(line_feed) = memchr(b'\n', input) else {
             if matches!(self.phase, Phase::Command) && foreign(input) == Some(Foreign::Tls) {
-                return (input.len(), self.turn_foreign_away(Foreign::Tls, output.replies));
+                return (input.len(), self.turn_foreign_away(Foreign::Tls, turn.replies));
             }
             let long = matches!(self.phase, Phase::LongLine);
             if !long && input.len() <= COMMAND_LINE_OCTETS_MAX {
@@ -418,7 +406,7 @@ impl Session {
             }
             self.note_line_end(input);
             if !long {
-                Reply::LINE_TOO_LONG.write(output.replies);
+                Reply::LINE_TOO_LONG.write(turn.replies);
                 self.phase = Phase::LongLine;
             }
             return (input.len(), None);
@@ -431,18 +419,18 @@ impl Session {
             return (count, None);
         }
         if count > COMMAND_LINE_OCTETS_MAX {
-            Reply::LINE_TOO_LONG.write(output.replies);
+            Reply::LINE_TOO_LONG.write(turn.replies);
             return (count, None);
         }
-        if context.settings.strict && !line.ends_with(b"\r\n") {
-            Reply::BARE_LINE_FEED.write(output.replies);
+        if turn.settings.strict && !line.ends_with(b"\r\n") {
+            Reply::BARE_LINE_FEED.write(turn.replies);
             return (count, None);
         }
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let action = match self.phase {
-            Phase::Login(login) => self.login(login, line, output.replies),
-            _ => self.command(line, rest, context, output),
+            Phase::Login(login) => self.login(login, line, turn.replies),
+            _ => self.command(line, rest, turn),
         };
         (count, action)
     }
@@ -470,62 +458,55 @@ impl Session {
     }
 
     /// Applies one command. `behind` is what came with it in the same octets.
-    fn command(
-        &mut self,
-        line: &[u8],
-        behind: &[u8],
-        context: &mut Context<'_>,
-        output: &mut Output<'_>,
-    ) -> Option<Action> {
-        let settings = context.settings;
-        let replies = &mut *output.replies;
+    fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
+        let settings = turn.settings;
         let suspicious = std::mem::take(&mut self.text_may_follow);
         let command = match Command::parse(line, Syntax { strict: settings.strict }) {
             Ok(command) => command,
             Err(reply) => {
                 if let Some(foreign) = foreign(line) {
-                    return self.turn_foreign_away(foreign, replies);
+                    return self.turn_foreign_away(foreign, turn.replies);
                 }
                 if suspicious {
-                    return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
+                    return self.turn_away(Reply::TEXT_NOT_COMMANDS, turn.replies);
                 }
                 if line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT")) {
-                    return self.refuse_text(reply, behind, replies);
+                    return self.refuse_text(reply, behind, turn.replies);
                 }
-                reply.write(replies);
+                reply.write(turn.replies);
                 return None;
             }
         };
         if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
-            return self.turn_away(Reply::EARLY_TALK, replies);
+            return self.turn_away(Reply::EARLY_TALK, turn.replies);
         }
         match command {
-            Command::Hello { hello, name } => self.hello(hello, name, context, replies),
-            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, context, replies),
-            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, replies),
-            Command::Data => return self.begin_data(behind, context, output),
+            Command::Hello { hello, name } => self.hello(hello, name, turn),
+            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn),
+            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, turn.replies),
+            Command::Data => return self.begin_data(behind, turn),
             Command::Bdat { octets, last } => self.phase = Phase::Chunk { left: octets, last, announced: octets },
             Command::Rset => {
-                self.end_transaction(context.spare);
-                Reply::OK.write(replies);
+                self.end_transaction(turn.spare);
+                Reply::OK.write(turn.replies);
             }
-            Command::Noop => Reply::OK.write(replies),
+            Command::Noop => Reply::OK.write(turn.replies),
             Command::Quit => {
-                let _ = write!(replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
+                let _ = write!(turn.replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
                 self.phase = Phase::Closed;
                 return Some(Action::Close);
             }
-            Command::Vrfy => Reply::CANNOT_VERIFY.write(replies),
-            Command::Expn => Reply::NOT_IMPLEMENTED.write(replies),
-            Command::Help => Reply::HELP.iter().for_each(|line| replies.extend_from_slice(line.as_bytes())),
+            Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
+            Command::Expn => Reply::NOT_IMPLEMENTED.write(turn.replies),
+            Command::Help => Reply::HELP.iter().for_each(|line| turn.replies.extend_from_slice(line.as_bytes())),
             Command::Auth { mechanism, initial_response } if settings.accept_any_login => {
-                return self.auth(mechanism, initial_response, replies);
+                return self.auth(mechanism, initial_response, turn.replies);
             }
             Command::Auth { .. } => {
                 self.hint = Some("auth-required-by-client");
-                Reply::NOT_IMPLEMENTED.write(replies);
+                Reply::NOT_IMPLEMENTED.write(turn.replies);
             }
-            Command::StartTls => Reply::NOT_IMPLEMENTED.write(replies),
+            Command::StartTls => Reply::NOT_IMPLEMENTED.write(turn.replies),
         }
         None
     }
@@ -546,17 +527,17 @@ impl Session {
         matches!(command, Command::Bdat { .. }) || offered && !last_in_group
     }
 
-    fn hello(&mut self, hello: Hello, name: &str, context: &mut Context<'_>, replies: &mut Vec<u8>) {
-        let settings = context.settings;
+    fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) {
+        let Turn { settings, replies, .. } = turn;
         let lmtp = self.dialect == Dialect::Lmtp;
         if lmtp != (hello == Hello::Lhlo) {
             // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
             return Reply::UNRECOGNIZED.write(replies);
         }
-        self.end_transaction(context.spare);
+        self.end_transaction(turn.spare);
         self.hello = Some(hello);
         if self.hello_name.capacity() == 0 {
-            self.hello_name = context.spare.names.pop().unwrap_or_default();
+            self.hello_name = turn.spare.names.pop().unwrap_or_default();
         }
         self.hello_name.clear();
         // In a header the name is data of a stranger: what has a meaning there is replaced.
@@ -592,33 +573,27 @@ impl Session {
         replies.extend_from_slice(b"250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
     }
 
-    fn mail(
-        &mut self,
-        reverse_path: &ReversePath<'_>,
-        parameters: MailParameters,
-        context: &mut Context<'_>,
-        replies: &mut Vec<u8>,
-    ) {
-        if let Err(reply) = self.check_mail(reverse_path, parameters, context) {
-            return reply.write(replies);
+    fn mail(&mut self, reverse_path: &ReversePath<'_>, parameters: MailParameters, turn: &mut Turn<'_>) {
+        if let Err(reply) = self.check_mail(reverse_path, parameters, turn) {
+            return reply.write(turn.replies);
         }
-        let mut transaction = context.spare.transactions.pop().unwrap_or_default();
+        let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.push_path(reverse_path.as_str());
         self.transaction = Some(transaction);
         self.transactions = self.transactions.saturating_add(1);
         // Whoever goes on without a login did not insist on one.
         self.hint = None;
-        let _ = write!(replies, "250 2.1.0 <{}>... Sender ok\r\n", reverse_path.as_str());
+        let _ = write!(turn.replies, "250 2.1.0 <{}>... Sender ok\r\n", reverse_path.as_str());
     }
 
     fn check_mail(
         &self,
         reverse_path: &ReversePath<'_>,
         parameters: MailParameters,
-        context: &mut Context<'_>,
+        turn: &mut Turn<'_>,
     ) -> Result<(), Reply> {
-        let settings = context.settings;
+        let settings = turn.settings;
         if self.transaction.is_some() || (settings.strict || self.dialect == Dialect::Lmtp) && self.hello.is_none() {
             return Err(Reply::BAD_SEQUENCE);
         }
@@ -632,9 +607,9 @@ impl Session {
         if size > settings.message_octets_max {
             return Err(Reply::MESSAGE_TOO_LARGE);
         }
-        match context.storage {
+        match turn.storage {
             Storage::Failed => {
-                context.storage_wanted = true;
+                turn.storage_wanted = true;
                 Err(Reply::STORAGE_FAILED)
             }
             Storage::Ready { room } if room == 0 || size > room => Err(Reply::STORAGE_FULL),
@@ -665,19 +640,19 @@ impl Session {
 
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
-    fn begin_data(&mut self, behind: &[u8], context: &mut Context<'_>, output: &mut Output<'_>) -> Option<Action> {
+    fn begin_data(&mut self, behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
         let Some(transaction) = self.transaction.as_deref_mut().filter(|_| self.chunks.is_none()) else {
-            return self.refuse_text(Reply::BAD_SEQUENCE, behind, output.replies);
+            return self.refuse_text(Reply::BAD_SEQUENCE, behind, turn.replies);
         };
         if transaction.recipients() == 0 {
             if transaction.refused == 0 || self.dialect == Dialect::Lmtp {
-                return self.refuse_text(Reply::NO_RECIPIENTS, behind, output.replies);
+                return self.refuse_text(Reply::NO_RECIPIENTS, behind, turn.replies);
             }
             transaction.failure = Some(Reply::NO_VALID_RECIPIENTS);
         }
-        self.begin_message(context, output);
-        self.phase = Phase::Data(DataDecoder::new(Framing::Dot, context.settings.line_end, self.lf_session));
-        Reply::START_MAIL_INPUT.write(output.replies);
+        self.begin_message(turn);
+        self.phase = Phase::Data(DataDecoder::new(Framing::Dot, turn.settings.line_end, self.lf_session));
+        Reply::START_MAIL_INPUT.write(turn.replies);
         None
     }
 
@@ -692,15 +667,15 @@ impl Session {
     }
 
     /// Gives the message its id and writes what stands on top of it.
-    fn begin_message(&mut self, context: &mut Context<'_>, output: &mut Output<'_>) {
+    fn begin_message(&mut self, turn: &mut Turn<'_>) {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
-        let id = context.ids.next(context.now);
+        let id = turn.ids.next(turn.now);
         transaction.id = id;
         if transaction.failure.is_some() {
             return;
         }
-        let line_end = context.settings.line_end.as_str();
-        let header = &mut *output.content;
+        let line_end = turn.settings.line_end.as_str();
+        let header = &mut *turn.content;
         let _ = write!(header, "Return-Path: <{}>{line_end}", transaction.reverse_path());
         for forward_path in transaction.forward_paths() {
             let _ = write!(header, "Delivered-To: {forward_path}{line_end}");
@@ -718,29 +693,23 @@ impl Session {
         let received = Received {
             hello: &self.hello_name,
             peer: self.peer,
-            host: &context.settings.hostname,
+            host: &turn.settings.hostname,
             protocol,
             id: &id,
             recipient: only,
-            now: context.now,
+            now: turn.now,
         };
         received.write(line_end, header);
     }
 
     /// Text of a message, up to its end.
-    fn data(
-        &mut self,
-        input: &[u8],
-        mut decoder: DataDecoder,
-        context: &mut Context<'_>,
-        output: &mut Output<'_>,
-    ) -> (usize, Option<Action>) {
-        let (count, ended) = self.decode(&mut decoder, input, output.content);
+    fn data(&mut self, input: &[u8], mut decoder: DataDecoder, turn: &mut Turn<'_>) -> (usize, Option<Action>) {
+        let (count, ended) = self.decode(&mut decoder, input, turn.content);
         self.phase = Phase::Data(decoder);
-        if let Some(action) = self.check_message(&decoder, context.settings) {
+        if let Some(action) = self.check_message(&decoder, turn.settings) {
             return (count, Some(action));
         }
-        (count, if ended { self.end_message(decoder, context, output) } else { None })
+        (count, if ended { self.end_message(decoder, turn) } else { None })
     }
 
     /// Runs the decoder; what it gives counts, and is kept unless the message will be refused.
@@ -780,18 +749,13 @@ impl Session {
     }
 
     /// The end of a message: refuses it, or gives it away.
-    fn end_message(
-        &mut self,
-        mut decoder: DataDecoder,
-        context: &mut Context<'_>,
-        output: &mut Output<'_>,
-    ) -> Option<Action> {
+    fn end_message(&mut self, mut decoder: DataDecoder, turn: &mut Turn<'_>) -> Option<Action> {
         self.chunks = None;
         if let Some(failure) = self.transaction.as_ref().and_then(|transaction| transaction.failure) {
-            self.delivered(Outcome::Refused(failure), context.spare, output.replies);
+            self.delivered(Outcome::Refused(failure), turn.spare, turn.replies);
             return None;
         }
-        decoder.finish(&mut |run| output.content.extend_from_slice(run));
+        decoder.finish(&mut |run| turn.content.extend_from_slice(run));
         self.phase = Phase::Delivering;
         Some(Action::Deliver)
     }
@@ -803,13 +767,12 @@ impl Session {
         left: u64,
         last: bool,
         announced: u64,
-        context: &mut Context<'_>,
-        output: &mut Output<'_>,
+        turn: &mut Turn<'_>,
     ) -> (usize, Option<Action>) {
         let open = self.transaction.as_ref().is_some_and(|transaction| transaction.recipients() > 0);
         if open && self.chunks.is_none() {
-            self.begin_message(context, output);
-            self.chunks = Some(DataDecoder::new(Framing::Chunk, context.settings.line_end, self.lf_session));
+            self.begin_message(turn);
+            self.chunks = Some(DataDecoder::new(Framing::Chunk, turn.settings.line_end, self.lf_session));
         }
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
         let octets = input.get(..count).unwrap_or_default();
@@ -823,28 +786,28 @@ impl Session {
             }
             self.phase = Phase::Command;
             let reply = if self.transaction.is_none() { Reply::BAD_SEQUENCE } else { Reply::NO_RECIPIENTS };
-            reply.write(output.replies);
+            reply.write(turn.replies);
             return (count, None);
         };
         if !self.lf_session {
             decoder.end_lf_session();
         }
-        self.decode(&mut decoder, octets, output.content);
+        self.decode(&mut decoder, octets, turn.content);
         self.chunks = Some(decoder);
-        if let Some(action) = self.check_message(&decoder, context.settings) {
+        if let Some(action) = self.check_message(&decoder, turn.settings) {
             return (count, Some(action));
         }
         if left > 0 {
             return (count, Some(Action::Read));
         }
         if last {
-            return (count, self.end_message(decoder, context, output));
+            return (count, self.end_message(decoder, turn));
         }
         self.phase = Phase::Command;
         match self.transaction.as_ref().and_then(|transaction| transaction.failure) {
-            Some(failure) => failure.write(output.replies),
+            Some(failure) => failure.write(turn.replies),
             None => {
-                let _ = write!(output.replies, "250 2.0.0 {announced} octets received\r\n");
+                let _ = write!(turn.replies, "250 2.0.0 {announced} octets received\r\n");
             }
         }
         (count, None)

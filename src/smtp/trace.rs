@@ -22,7 +22,6 @@ pub struct MessageIds {
 
 impl MessageIds {
     /// Ids of a process, told apart by `random`.
-    #[must_use]
     pub const fn new(random: u64, process: u32) -> Self {
         Self { random, process, sequence: 0 }
     }
@@ -37,7 +36,6 @@ impl MessageIds {
     }
 
     /// The part of every id that tells this run of the server from all others.
-    #[must_use]
     pub const fn random(&self) -> u64 {
         self.random
     }
@@ -75,13 +73,11 @@ pub struct MessageId {
 
 impl MessageId {
     /// When the message began, in seconds since 1970: the first part of the unique name.
-    #[must_use]
     pub const fn seconds(&self) -> u64 {
         self.seconds
     }
 
     /// The id as text, an atom of RFC 5322.
-    #[must_use]
     pub fn as_str(&self) -> &str {
         self.text.octets.get(..self.text.length).and_then(|octets| std::str::from_utf8(octets).ok()).unwrap_or_default()
     }
