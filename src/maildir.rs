@@ -279,7 +279,7 @@ impl<F: FileSystem> Maildir<F> {
             complained: None,
             sweep: Sweep::Until(None),
         };
-        maildir.open_directories()?;
+        maildir.open_directories(true)?;
         Ok(maildir)
     }
 
@@ -388,7 +388,7 @@ impl<F: FileSystem> Maildir<F> {
             return;
         }
         self.directories = None;
-        if let Err((path, error)) = self.open_directories() {
+        if let Err((path, error)) = self.open_directories(false) {
             error!("{}: {error}; still refusing mail", path.display());
             return;
         }
@@ -487,8 +487,10 @@ impl<F: FileSystem> Maildir<F> {
         Ok(Some(Sweep::Remove { names, removed }))
     }
 
-    fn open_directories(&mut self) -> Result<(), (PathBuf, io::Error)> {
-        let root = self.fs.open_directory(&self.path, true).map_err(|error| (self.path.clone(), error))?;
+    /// Opens the directories. Only at the start the Maildir itself is made: one that vanishes later may be a card that was
+    /// pulled, and mail must not go to what lies below its mount point.
+    fn open_directories(&mut self, create: bool) -> Result<(), (PathBuf, io::Error)> {
+        let root = self.fs.open_directory(&self.path, create).map_err(|error| (self.path.clone(), error))?;
         let mut open = |index: usize, name: &CStr| {
             self.fs.open_directory_in(&root, name, true).map_err(|error| (self.paths[index].clone(), error))
         };
@@ -503,7 +505,7 @@ impl<F: FileSystem> Maildir<F> {
         if moved && self.directory_flushes == 0 {
             warn!("{}: removed or replaced while running; opening it again", self.path.display());
             self.directories = None;
-            if let Err((path, error)) = self.open_directories() {
+            if let Err((path, error)) = self.open_directories(false) {
                 error!("{}: {error}; refusing mail until it is back", path.display());
                 self.health = Health::Failed;
                 self.probed = Some(now.instant);
@@ -638,7 +640,7 @@ impl<F: FileSystem> Maildir<F> {
             self.health = Health::Failed;
             // What a descriptor reported once it does not report again: these are not used any more.
             self.directories = None;
-            if let Err((path, error)) = self.open_directories() {
+            if let Err((path, error)) = self.open_directories(false) {
                 error!("{}: {error}", path.display());
             }
         }
