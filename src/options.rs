@@ -31,7 +31,7 @@ const fn repeatable(name: &'static str, value: &'static str, help: &'static str)
     Row { name, value, repeatable: true, help }
 }
 
-const OPTIONS: [Row; 15] = [
+const OPTIONS: [Row; 16] = [
     repeatable("listen", "ADDR", "take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]"),
     repeatable("lmtp", "ADDR", "take LMTP here: IP:PORT or unix:PATH"),
     row("maildir", "DIR", "keep the mail here; made if missing [./Maildir]"),
@@ -44,6 +44,7 @@ const OPTIONS: [Row; 15] = [
     row("auth", "WHAT", "accept-any: take every login; it proves nothing [off]"),
     row("strict", "", "keep to the RFCs to the letter, for testers"),
     row("timeout", "TIME", "close after so long a silence: 300s, 5m … [5m]"),
+    row("max-messages", "N", "messages of one connection, announced as MAILMAX [any number]"),
     row("max-connections", "N", "more are told 421 [1000]"),
     row("grace", "TIME", "what messages under way get when told to stop [8s]"),
     row("log", "LEVEL", "off, error, warn, info, debug or trace [info, or RUST_LOG]"),
@@ -158,9 +159,8 @@ fn apply(name: &str, value: &str, config: &mut Config, level: &mut Option<log::L
             protocol.strict = choice(value, choices)?;
         }
         "timeout" => config.timeout = duration(value).filter(|it| !it.is_zero()).ok_or("is no time such as 5m")?,
-        "max-connections" => {
-            config.connections_max = value.parse().ok().filter(|&it| it > 0).ok_or("is no number above 0")?;
-        }
+        "max-messages" => protocol.transactions_max = Some(number(value)?),
+        "max-connections" => config.connections_max = number(value)?,
         "grace" => config.grace = duration(value).ok_or("is no time such as 8s")?,
         _ => *level = Some(value.parse().map_err(|_| "is none of off, error, warn, info, debug, trace".to_owned())?),
     }
@@ -173,6 +173,10 @@ fn choice<T: Copy, const N: usize>(value: &str, choices: [(&str, T); N]) -> Resu
         let names: Vec<&str> = choices.iter().map(|&(name, _)| name).collect();
         format!("is none of {}", names.join(", "))
     })
+}
+
+fn number<T: std::str::FromStr + PartialEq + Default>(value: &str) -> Result<T, String> {
+    value.parse().ok().filter(|number| *number != T::default()).ok_or_else(|| "is no number above 0".to_owned())
 }
 
 fn listen(value: &str, dialect: Dialect) -> Result<Listen, String> {

@@ -12,6 +12,8 @@ use super::reply::Reply;
 pub struct Syntax {
     /// Read RFC 5321 to the letter.
     pub strict: bool,
+    /// AUTH is offered, and with it the parameter of MAIL (RFC 4954 5).
+    pub login: bool,
 }
 
 impl Syntax {

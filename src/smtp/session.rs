@@ -153,7 +153,8 @@ pub struct Transaction {
     id: MessageId,
     /// Why the message will be refused at its end.
     failure: Option<Reply>,
-    /// Octets of the message so far, as it came.
+    /// Octets of the message so far, as they came, and as RFC 1870 counts them.
+    came: u64,
     octets: u64,
     header: HeaderScanner,
 }
@@ -196,10 +197,10 @@ impl Transaction {
     }
 
     fn clear(&mut self) {
-        let Self { paths, ends, refused, smtp_utf8, id, failure, octets, header } = self;
+        let Self { paths, ends, refused, smtp_utf8, id, failure, came, octets, header } = self;
         paths.clear();
         ends.clear();
-        (*refused, *smtp_utf8, *failure, *octets) = (0, false, None, 0);
+        (*refused, *smtp_utf8, *failure, *came, *octets) = (0, false, None, 0, 0);
         *id = MessageId::default();
         *header = HeaderScanner::default();
     }
@@ -461,7 +462,7 @@ impl Session {
     fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
         let settings = turn.settings;
         let suspicious = std::mem::take(&mut self.text_may_follow);
-        let command = match Command::parse(line, Syntax { strict: settings.strict }) {
+        let command = match Command::parse(line, Syntax { strict: settings.strict, login: settings.accept_any_login }) {
             Ok(command) => command,
             Err(reply) => {
                 if let Some(foreign) = foreign(line) {
@@ -706,10 +707,9 @@ impl Session {
     fn data(&mut self, input: &[u8], mut decoder: DataDecoder, turn: &mut Turn<'_>) -> (usize, Option<Action>) {
         let (count, ended) = self.decode(&mut decoder, input, turn.content);
         self.phase = Phase::Data(decoder);
-        if let Some(action) = self.check_message(&decoder, turn.settings) {
-            return (count, Some(action));
-        }
-        (count, if ended { self.end_message(decoder, turn) } else { None })
+        let refused = self.check_message(&decoder, turn.settings);
+        let end = if ended { self.end_message(decoder, turn) } else { None };
+        (count, refused.or(end))
     }
 
     /// Runs the decoder; what it gives counts, and is kept unless the message will be refused.
@@ -725,7 +725,8 @@ impl Session {
                 content.extend_from_slice(run);
             }
         });
-        transaction.octets = transaction.octets.saturating_add(count as u64);
+        transaction.came += count as u64;
+        transaction.octets = transaction.came.saturating_sub(decoder.overhead());
         self.lf_session = self.lf_session && decoder.lf_session();
         (count, ended)
     }

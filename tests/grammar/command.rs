@@ -5,8 +5,8 @@ use mailchute::smtp::reply::Reply;
 
 use crate::random::Random;
 
-const STRICT: Syntax = Syntax { strict: true };
-const LENIENT: Syntax = Syntax { strict: false };
+const STRICT: Syntax = Syntax { strict: true, login: false };
+const LENIENT: Syntax = Syntax { strict: false, login: false };
 
 fn parse(line: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     Command::parse(line.as_bytes(), syntax)
