@@ -121,7 +121,7 @@ pub struct Disk {
     ended: VecDeque<(Ticket, io::Result<()>)>,
     /// Whether the umask takes away what files are to have; unknown before the first file.
     umask_bites: Option<bool>,
-    /// Whether `renameat2` was found to be missing.
+    /// Whether a rename that never replaces was found to be missing.
     link_to_rename: bool,
 }
 
@@ -163,9 +163,11 @@ impl Disk {
             }
             if missing > 0 && !readable(flusher.event(), deadline)? {
                 // Dropping it would wait for what does not end.
-                std::mem::forget(flusher);
+                let _ = std::mem::ManuallyDrop::new(flusher);
                 return Err(Errno::TIMEDOUT.into());
             }
+            // Here its level is asked, not its edges.
+            let _ = rustix::io::read(flusher.event(), &mut [0; 8]);
         }
         failed.map_or_else(
             || {
@@ -218,33 +220,6 @@ impl Disk {
         }
         Ok(finished?)
     }
-
-    /// Renames without replacing, where there is a system call for that: one whose absence is remembered.
-    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
-    fn rename_exclusively(
-        &mut self,
-        from: &OwnedFd,
-        name: &CStr,
-        to: &OwnedFd,
-        new_name: &CStr,
-    ) -> Option<io::Result<()>> {
-        if self.link_to_rename {
-            return None;
-        }
-        match rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE) {
-            // The kernel does not know the call, or the file system (NFS, some FUSE) not the flag.
-            Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => {
-                self.link_to_rename = true;
-                None
-            }
-            renamed => Some(renamed.map_err(Into::into)),
-        }
-    }
-
-    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
-    fn rename_exclusively(&mut self, _: &OwnedFd, _: &CStr, _: &OwnedFd, _: &CStr) -> Option<io::Result<()>> {
-        None
-    }
 }
 
 /// Waits for `event` to be readable; false when it was not by `deadline`.
@@ -262,10 +237,13 @@ fn readable(event: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
 /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
 fn flush(file: impl AsFd, kind: FlushKind) -> io::Result<()> {
     match kind {
-        // Apple has no fdatasync to rely on.
+        // Apple's fsync leaves the octets in the drive's cache, and its fdatasync is no better.
+        #[cfg(target_vendor = "apple")]
+        _ => rustix::fs::fcntl_fullfsync(file)?,
         #[cfg(not(target_vendor = "apple"))]
         FlushKind::Data => rustix::fs::fdatasync(file)?,
-        _ => rustix::fs::fsync(file)?,
+        #[cfg(not(target_vendor = "apple"))]
+        FlushKind::All => rustix::fs::fsync(file)?,
     }
     Ok(())
 }
@@ -320,8 +298,16 @@ impl FileSystem for Disk {
     }
 
     fn rename(&mut self, from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr) -> io::Result<()> {
-        if let Some(renamed) = self.rename_exclusively(from, name, to, new_name) {
-            return renamed;
+        if !self.link_to_rename {
+            #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+            let renamed = rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE);
+            #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+            let renamed: Result<(), _> = Err(Errno::NOSYS);
+            match renamed {
+                // The kernel does not know the call, or the file system (NFS, some FUSE) not the flag.
+                Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => self.link_to_rename = true,
+                renamed => return Ok(renamed?),
+            }
         }
         if let Err(errno) = rustix::fs::linkat(from, name, to, new_name, AtFlags::empty()) {
             // NFS may ask twice when the first reply was lost, and be told that the name exists: that it made itself.
@@ -408,7 +394,12 @@ impl FileSystem for Disk {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        #[allow(clippy::unnecessary_cast)] // not everywhere
         let since = Duration::from_secs(u64::try_from(stat.st_mtime as i64).unwrap_or(0));
         Ok(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/unit/fs.rs"]
+pub(crate) mod tests;

@@ -7,9 +7,9 @@
 /// What a flush makes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushKind {
-    /// The content of a file, and what is needed to read it back (`fdatasync`).
+    /// Content, and what is needed to read it back (`fdatasync`).
     Data,
-    /// The content and all that describes it; for a directory its names (`fsync`).
+    /// Content and all that describes it; for a directory its names (`fsync`).
     All,
 }
 
@@ -26,6 +26,7 @@ mod linux {
     use std::collections::VecDeque;
     use std::io;
     use std::mem::{offset_of, size_of};
+    use std::ops::Range;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
     use std::ptr;
 
@@ -87,10 +88,9 @@ mod linux {
         queued: VecDeque<Iocb>,
         /// Requests that the kernel did not take, with its reason.
         refused: VecDeque<(u64, io::Result<()>)>,
-        /// Ends fetched from the kernel; those in `next..count` are still to be told.
+        /// Ends fetched from the kernel; those in `untold` are still to be told.
         ends: [IoEvent; BATCH],
-        next: usize,
-        count: usize,
+        untold: Range<usize>,
         /// Whether the last call fetched all ends there were.
         drained: bool,
     }
@@ -103,9 +103,8 @@ mod linux {
         /// `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
         pub fn new(in_flight_max: usize) -> io::Result<Self> {
             let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            let mut context: libc::c_ulong = 0;
-            // SAFETY: the kernel writes one aio_context_t through the pointer, during the call; a c_ulong is as wide.
-            // `context` is zero before, as the call asks for.
+            let mut context: libc::c_ulong = 0; // or the call refuses it
+            // SAFETY: the kernel writes one aio_context_t, as wide as a c_ulong, through the pointer during the call.
             if unsafe { libc::syscall(libc::SYS_io_setup, in_flight_max.max(1), &raw mut context) } < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -117,8 +116,7 @@ mod linux {
                 queued: VecDeque::new(),
                 refused: VecDeque::new(),
                 ends: [IoEvent::default(); BATCH],
-                next: 0,
-                count: 0,
+                untold: 0..0,
                 drained: false,
             })
         }
@@ -134,10 +132,7 @@ mod linux {
         pub fn queue(&mut self, file: BorrowedFd<'_>, kind: FlushKind, ticket: u64) {
             self.queued.push_back(Iocb {
                 data: ticket,
-                opcode: match kind {
-                    FlushKind::Data => IOCB_CMD_FDSYNC,
-                    FlushKind::All => IOCB_CMD_FSYNC,
-                },
+                opcode: if kind == FlushKind::Data { IOCB_CMD_FDSYNC } else { IOCB_CMD_FSYNC },
                 file: file.as_raw_fd() as u32,
                 flags: IOCB_FLAG_RESFD,
                 event: self.event.as_raw_fd() as u32,
@@ -163,16 +158,14 @@ mod linux {
                 // no memory of this process, so that even a wrong descriptor can't harm it.
                 let taken = unsafe { libc::syscall(libc::SYS_io_submit, self.context, wanted, pointers.as_mut_ptr()) };
                 match usize::try_from(taken) {
-                    // The kernel stops at the first request that it can't take. The next round begins with that one
-                    // and learns why.
+                    // The kernel stops at a request that it can't take. The next round begins with it and learns why.
                     Ok(taken @ 1..) => {
                         self.in_flight += taken;
                         self.queued.drain(..taken);
                     }
                     _ => {
                         let error = io::Error::last_os_error();
-                        // No room now, but those under way will make some. With none under way nothing would ever call
-                        // us again, so there the request ends.
+                        // Those under way will make room. Were there none, nothing would ever bring us back here.
                         if error.raw_os_error() == Some(libc::EAGAIN) && self.in_flight > 0 {
                             return !self.refused.is_empty();
                         }
@@ -190,11 +183,12 @@ mod linux {
                 if let Some(refused) = self.refused.pop_front() {
                     return Some(refused);
                 }
-                if let Some(end) = self.ends.get(self.next..self.count).and_then(<[_]>::first) {
-                    self.next += 1;
+                if let Some(end) = self.untold.next().and_then(|index| self.ends.get(index)) {
                     let result = match end.result {
                         0.. => Ok(()),
-                        errno => Err(io::Error::from_raw_os_error(i32::try_from(-errno).unwrap_or(libc::EIO))),
+                        errno => {
+                            Err(io::Error::from_raw_os_error(i32::try_from(errno.unsigned_abs()).unwrap_or(libc::EIO)))
+                        }
                     };
                     return Some((end.data, result));
                 }
@@ -207,26 +201,24 @@ mod linux {
 
         /// Fetches ends into `ends`, all of whose content was told; false when there are none.
         fn reap(&mut self) -> bool {
-            let timeout = ptr::null::<libc::timespec>();
-            let least: libc::c_long = 0;
+            let (least, timeout) = (0 as libc::c_long, ptr::null::<libc::timespec>());
             // SAFETY: the kernel writes at most BATCH events through the pointer, during the call, and `ends` has room
             // for them; any octets are a valid IoEvent. As no event is asked for at least, the call does not wait,
             // although the missing timeout means "without end".
             let count = unsafe {
                 libc::syscall(libc::SYS_io_getevents, self.context, least, BATCH, self.ends.as_mut_ptr(), timeout)
             };
-            (self.next, self.count) = (0, usize::try_from(count).unwrap_or(0).min(BATCH));
-            self.in_flight = self.in_flight.saturating_sub(self.count);
+            self.untold = 0..usize::try_from(count).unwrap_or(0).min(BATCH);
+            self.in_flight = self.in_flight.saturating_sub(self.untold.len());
             // An end that comes from now on brings an edge of its own.
-            self.drained = (1..BATCH).contains(&self.count);
-            self.count > 0
+            self.drained = (1..BATCH).contains(&self.untold.len());
+            !self.untold.is_empty()
         }
     }
 
     impl Drop for Flusher {
         fn drop(&mut self) {
-            // SAFETY: the context is ours and not used afterwards. The call waits for the flushes under way; nothing of
-            // theirs points to our memory.
+            // SAFETY: the context is ours and not used afterwards; no flush under way points to our memory.
             unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
         }
     }
@@ -234,7 +226,6 @@ mod linux {
 
 /// The same names where there is nothing to call. No value of this `Flusher` can be made.
 #[cfg(not(all(target_os = "linux", not(target_arch = "riscv32"))))]
-#[allow(missing_docs)]
 mod none {
     use super::FlushKind;
     use std::io;
@@ -260,3 +251,7 @@ mod none {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/unit/sys.rs"]
+mod tests;
