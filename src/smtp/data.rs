@@ -181,6 +181,7 @@ impl DataDecoder {
         let before = self.state;
         let after_cr = matches!(before, Cr | DotCr | BareDotCr);
         if after_cr && octet != LF {
+            self.overhead -= u64::from(before == DotCr);
             sink(b" ");
             self.bare_newline = true;
         }
@@ -192,12 +193,15 @@ impl DataDecoder {
                     self.overhead -= 1;
                     BareDotCr
                 }
-                (Dot, false) => DotCr,
+                (Dot, false) => {
+                    self.overhead += 1;
+                    DotCr
+                }
                 (BareDot, _) => BareDotCr,
                 _ => Cr,
             },
             LF if before == DotCr || (before == Dot && self.lf_session) => {
-                self.overhead += if before == DotCr { 2 } else { 1 };
+                self.overhead += 1;
                 End
             }
             LF => {

@@ -406,11 +406,11 @@ impl Session {
                 return (0, Some(Action::Read));
             }
             self.note_line_end(input);
-            if !long {
-                Reply::LINE_TOO_LONG.write(turn.replies);
-                self.phase = Phase::LongLine;
+            if long {
+                return (input.len(), None);
             }
-            return (input.len(), None);
+            self.phase = Phase::LongLine;
+            return (input.len(), self.refuse_line(Reply::LINE_TOO_LONG, input, &[], turn.replies));
         };
         let count = line_feed + 1;
         let (line, rest) = input.split_at(count);
@@ -420,12 +420,11 @@ impl Session {
             return (count, None);
         }
         if count > COMMAND_LINE_OCTETS_MAX {
-            Reply::LINE_TOO_LONG.write(turn.replies);
-            return (count, None);
+            self.phase = Phase::Command;
+            return (count, self.refuse_line(Reply::LINE_TOO_LONG, line, rest, turn.replies));
         }
         if turn.settings.strict && !line.ends_with(b"\r\n") {
-            Reply::BARE_LINE_FEED.write(turn.replies);
-            return (count, None);
+            return (count, self.refuse_line(Reply::BARE_LINE_FEED, line, rest, turn.replies));
         }
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -465,17 +464,8 @@ impl Session {
         let command = match Command::parse(line, Syntax { strict: settings.strict, login: settings.accept_any_login }) {
             Ok(command) => command,
             Err(reply) => {
-                if let Some(foreign) = foreign(line) {
-                    return self.turn_foreign_away(foreign, turn.replies);
-                }
-                if suspicious {
-                    return self.turn_away(Reply::TEXT_NOT_COMMANDS, turn.replies);
-                }
-                if line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT")) {
-                    return self.refuse_text(reply, behind, turn.replies);
-                }
-                reply.write(turn.replies);
-                return None;
+                self.text_may_follow = suspicious;
+                return self.refuse_line(reply, line, behind, turn.replies);
             }
         };
         if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
@@ -509,6 +499,26 @@ impl Session {
             }
             Command::StartTls => Reply::NOT_IMPLEMENTED.write(turn.replies),
         }
+        None
+    }
+
+    /// Refuses a line that is no command. What a message follows must not be taken for commands: after DATA that is
+    /// what stands behind; how much follows a BDAT is not known, so nothing can be heard after it.
+    fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], replies: &mut Vec<u8>) -> Option<Action> {
+        if let Some(foreign) = foreign(line) {
+            return self.turn_foreign_away(foreign, replies);
+        }
+        if std::mem::take(&mut self.text_may_follow) {
+            return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
+        }
+        let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
+        match (&verb, self.transaction.as_deref_mut()) {
+            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply, replies),
+            (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, replies),
+            (b"RCPT", Some(transaction)) => transaction.refused = transaction.refused.saturating_add(1),
+            _ => {}
+        }
+        reply.write(replies);
         None
     }
 

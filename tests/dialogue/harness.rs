@@ -1,0 +1,254 @@
+//! Plays dialogues over a [`Session`] as the server would, without a socket. A script is one as people write it down:
+//!
+//! ```text
+//! # A comment.
+//! Settings: strict max-size=1000     what `Driver::new` knows
+//! Feed: lockstep                     what stands behind a reply comes after it, or
+//! Feed: packets                      moreover what stands between two replies comes all at once
+//! S: 220 mail.example …              a line of the server; `…` is anything
+//! S: 250-…                           one or more lines of a long reply
+//! C: NOOP\t                          a line of the client; CRLF follows. \r \n \t \0 \\ \xFF are octets
+//! C: NOOP\n\                         a lone backslash at the end: no CRLF follows
+//! Closed.                            the server has closed the connection
+//! M: …                               a stored message: here its trace lines, whatever they are,
+//! M: text                            and its text; another message stands apart
+//! ```
+//!
+//! A script that shows no message says that none was stored, and one without `Closed.` that the connection is open.
+
+use std::mem;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mailchute::smtp::data::{BareNewline, LineEnd};
+use mailchute::smtp::reply::Reply;
+use mailchute::smtp::session::*;
+use mailchute::smtp::trace::{MessageIds, Peer};
+
+/// What the server is around a session: it keeps what was not used, sends, and stores.
+pub struct Driver {
+    pub session: Session,
+    settings: Settings,
+    now: SystemTime,
+    storage: Storage,
+    outcome: Outcome,
+    ids: MessageIds,
+    spare: Spare,
+    unread: Vec<u8>,
+    sent: Vec<u8>,
+    waiting: Vec<u8>,
+    pub content: Vec<u8>,
+    pub stored: Vec<Vec<u8>>,
+    pub closed: bool,
+}
+
+impl Driver {
+    pub fn new(options: &str) -> Self {
+        let mut settings = mailchute::Config::default().protocol;
+        settings.hostname = "mail.example".to_owned();
+        let (mut dialect, mut storage, mut outcome) =
+            (Dialect::Smtp, Storage::Ready { room: u64::MAX }, Outcome::Stored);
+        for option in options.split_whitespace() {
+            let (name, number) = option.split_once('=').unwrap_or((option, "0"));
+            let number: u32 = number.parse().unwrap();
+            match name {
+                "lmtp" => dialect = Dialect::Lmtp,
+                "strict" => settings.strict = true,
+                "auth" => settings.accept_any_login = true,
+                "max-size" => settings.message_octets_max = number.into(),
+                "recipients" => settings.recipients_max = number as usize,
+                "transactions" => settings.transactions_max = Some(number),
+                "reject" => settings.bare_newline = BareNewline::Reject,
+                "keep-crlf" => settings.line_end = LineEnd::Crlf,
+                "room" => storage = Storage::Ready { room: number.into() },
+                "disk-failed" => storage = Storage::Failed,
+                "disk-full" => outcome = Outcome::Refused(Reply::STORAGE_FULL),
+                _ => panic!("no such setting: {option}"),
+            }
+        }
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let session = Session::new(1, dialect, Peer::Address([192, 0, 2, 1].into()), &settings);
+        let mut waiting = Vec::new();
+        session.greet(&settings, now, &mut waiting);
+        let (ids, spare) = (MessageIds::new(2, 3), Spare::default());
+        let (unread, sent, content, stored, closed) = Default::default();
+        Self { session, settings, now, storage, outcome, ids, spare, unread, sent, waiting, content, stored, closed }
+    }
+
+    /// What one read brings, through the session until it wants the next. Replies are sent only when they must be.
+    pub fn receive(&mut self, octets: &[u8]) {
+        if self.closed {
+            return;
+        }
+        let mut input = mem::take(&mut self.unread);
+        input.extend_from_slice(octets);
+        let storage = if self.session.in_message() { Storage::Ready { room: u64::MAX } } else { self.storage };
+        let mut turn = Turn {
+            settings: &self.settings,
+            now: self.now,
+            ids: &mut self.ids,
+            spare: &mut self.spare,
+            storage,
+            storage_wanted: false,
+            replies: &mut self.waiting,
+            content: &mut self.content,
+        };
+        let mut used = 0;
+        loop {
+            let (count, action) = self.session.receive(&input[used..], &mut turn);
+            used += count;
+            assert!(turn.replies.len() <= REPLIES_OCTETS_MAX, "{} octets of replies wait", turn.replies.len());
+            match action {
+                Action::Read => break,
+                Action::Discard => turn.content.clear(),
+                Action::Flush => {
+                    assert!(!turn.replies.is_empty(), "nothing to send, but no room");
+                    self.sent.append(turn.replies);
+                }
+                Action::Deliver => {
+                    let message = mem::take(turn.content);
+                    self.stored.extend((self.outcome == Outcome::Stored).then_some(message));
+                    self.session.delivered(self.outcome, turn.spare, turn.replies);
+                }
+                Action::Close => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
+        self.unread = input.split_off(used);
+        assert!(self.unread.len() <= COMMAND_LINE_OCTETS_MAX, "{} octets are kept", self.unread.len());
+    }
+
+    /// All replies so far.
+    pub fn replies(&self) -> String {
+        String::from_utf8([&self.sent[..], &self.waiting[..]].concat()).unwrap()
+    }
+}
+
+/// What the client says between two replies, and all that the server says to it.
+#[derive(Default)]
+struct Exchange<'a> {
+    packet: Vec<u8>,
+    /// Each line with its number in the script.
+    replies: Vec<(usize, &'a str)>,
+    closed: bool,
+}
+
+/// Plays a script as it is written and checks it line by line, then in all other ways that must do the same.
+pub fn play(name: &str, script: &str) {
+    let (mut settings, mut feed) = ("", "");
+    let mut exchanges = vec![Exchange::default()];
+    let mut messages: Vec<(usize, Vec<Vec<u8>>)> = Vec::new();
+    let mut in_message = false;
+    for (line, number) in script.lines().zip(1..) {
+        let (kind, rest) = line.split_once(": ").unwrap_or((line.trim_end_matches(':'), ""));
+        let exchange = exchanges.last_mut().unwrap();
+        match kind {
+            "Settings" => settings = rest,
+            "Feed" => feed = rest,
+            "C" if exchange.replies.is_empty() => exchange.packet.extend(unescape(rest, b"\r\n")),
+            "C" => exchanges.push(Exchange { packet: unescape(rest, b"\r\n"), ..Exchange::default() }),
+            "S" => exchange.replies.push((number, rest)),
+            "Closed." => exchange.closed = true,
+            "M" if in_message => messages.last_mut().unwrap().1.push(unescape(rest, b"\n")),
+            "M" => messages.push((number, vec![unescape(rest, b"\n")])),
+            _ => assert!(line.is_empty() || line.starts_with('#'), "{name}:{number}: what is this? {line}"),
+        }
+        in_message = kind == "M";
+    }
+    let mut driver = Driver::new(settings);
+    let mut seen = 0;
+    for exchange in &exchanges {
+        driver.receive(&exchange.packet);
+        let replies = driver.replies();
+        let mut lines = replies[seen..].split_terminator("\r\n").peekable();
+        for (number, pattern) in &exchange.replies {
+            let expected = unescape(pattern, b"");
+            let alike = lines.next().is_some_and(|line| matches(&expected, line.as_bytes()));
+            assert!(alike, "{name}:{number}: expected\n{pattern}\nbut the server says\n{}", &replies[seen..]);
+            while pattern.ends_with("-…") && lines.next_if(|line| line[3..].starts_with('-')).is_some() {}
+        }
+        let end = (lines.next(), driver.closed);
+        let number = exchange.replies.last().map_or(0, |(number, _)| *number);
+        assert_eq!(end, (None, exchange.closed), "{name}:{number}: what more the server says, and whether it closed");
+        seen = replies.len();
+    }
+    for ((number, lines), stored) in messages.iter().zip(&driver.stored) {
+        let traced = lines[0] == "…\n".as_bytes();
+        let (lines, stored) = if traced { (&lines[1..], text_of(stored)) } else { (&lines[..], &stored[..]) };
+        let shown = stored.escape_ascii().to_string().replace("\\n", "\n");
+        assert!(matches(&lines.concat(), stored), "{name}:{number}: what was stored is\n{shown}");
+    }
+    assert_eq!(driver.stored.len(), messages.len(), "{name}: messages stored (left) and expected (right)");
+
+    let expected = (driver.replies(), driver.stored, driver.closed);
+    let again = |what: &str, parts: &mut dyn Iterator<Item = &[u8]>| {
+        let mut driver = Driver::new(settings);
+        parts.for_each(|part| driver.receive(part));
+        let got = (driver.replies(), driver.stored, driver.closed);
+        assert!(got == expected, "{name}: it ends otherwise {what}: closed={}, and replies\n{}", got.2, got.0);
+    };
+    let mut packets: Vec<Vec<u8>> = exchanges.into_iter().map(|exchange| exchange.packet).collect();
+    match feed {
+        "" => packets = vec![packets.concat()],
+        "lockstep" => {}
+        "packets" => return,
+        _ => panic!("{name}: no such way to feed: {feed}"),
+    }
+    again("all at once", &mut packets.iter().map(Vec::as_slice));
+    again("one octet at a time", &mut packets.iter().flat_map(|packet| packet.chunks(1)));
+    // At every offset, but for the largest scripts.
+    let stride = 1 + packets.iter().map(Vec::len).sum::<usize>() / 5000 * 97;
+    for (index, packet) in packets.iter().enumerate() {
+        for at in (1..packet.len()).step_by(stride) {
+            let (before, behind) = (packets[..index].iter(), packets[index + 1..].iter());
+            let parts = [&packet[..at], &packet[at..]];
+            let what = format!("in two parts, the first up to {}", packet[at.saturating_sub(20)..at].escape_ascii());
+            again(&what, &mut before.map(Vec::as_slice).chain(parts).chain(behind.map(Vec::as_slice)));
+        }
+    }
+}
+
+/// What stands behind the trace lines, which have to be there.
+pub fn text_of(message: &[u8]) -> &[u8] {
+    let mut octets = 0;
+    let mut lines = message.split_inclusive(|&octet| octet == b'\n').peekable();
+    for (name, most) in [("Return-Path: <", 1), ("Delivered-To: ", usize::MAX), ("Received: from ", 1), ("\t", 3)] {
+        let mut count = 0;
+        while let Some(line) = lines.next_if(|line| count < most && line.starts_with(name.as_bytes())) {
+            (octets, count) = (octets + line.len(), count + 1);
+        }
+        assert!(count > 0, "{name} is missing in {}", message.escape_ascii());
+    }
+    &message[octets..]
+}
+
+/// The octets that `line` stands for, and `end` unless a lone backslash takes its place.
+fn unescape(line: &str, end: &[u8]) -> Vec<u8> {
+    let mut octets = Vec::new();
+    let mut rest = line;
+    while let Some((text, escaped)) = rest.split_once('\\') {
+        octets.extend_from_slice(text.as_bytes());
+        let Some(letter) = escaped.chars().next() else { return octets };
+        let length = if letter == 'x' { 3 } else { 1 };
+        octets.push(match letter {
+            'r' => b'\r',
+            'n' => b'\n',
+            't' => b'\t',
+            '0' => 0,
+            '\\' => b'\\',
+            'x' => u8::from_str_radix(&escaped[1..3], 16).unwrap(),
+            _ => panic!("no such escape: \\{escaped}"),
+        });
+        rest = &escaped[length..];
+    }
+    [octets, rest.as_bytes().to_vec(), end.to_vec()].concat()
+}
+
+/// Whether `text` is `pattern`, in which `…` stands for anything.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    let any = "…".as_bytes();
+    let Some(at) = pattern.windows(any.len()).position(|window| window == any) else { return pattern == text };
+    let (start, rest) = (&pattern[..at], &pattern[at + any.len()..]);
+    text.starts_with(start) && (start.len()..=text.len()).any(|at| matches(rest, &text[at..]))
+}
