@@ -18,7 +18,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
-use crate::fs::Disk;
+use crate::fs::{Disk, SyncMode};
 use crate::maildir::{Maildir, Now};
 use crate::server::{Readiness, Server};
 use crate::smtp::session::Dialect;
@@ -171,7 +171,7 @@ pub struct EventLoop {
     server: Server<Stream, Disk>,
     waker: Arc<Waker>,
     signals: Option<Signals>,
-    grace: Duration,
+    config: Config,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
 }
@@ -199,15 +199,10 @@ impl EventLoop {
         for (index, listener) in listeners.iter_mut().enumerate() {
             let token = Token(LISTENERS + index);
             poll.registry().register(listener.source(), token, Interest::READABLE).map_err(poll_failed)?;
-            let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
-            info!("listening on {}{protocol}", listener.place());
         }
-        let path = std::path::absolute(&config.maildir).unwrap_or_else(|_| config.maildir.clone());
-        info!("storing mail in {}", path.display());
         let ids = MessageIds::new(random, std::process::id());
-        let grace = config.grace;
         let server = Server::new(&config, maildir, ids, Instant::now());
-        Ok(Self { poll, listeners, accept_again: None, server, waker, signals: None, grace, end: None })
+        Ok(Self { poll, listeners, accept_again: None, server, waker, signals: None, config, end: None })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -237,6 +232,16 @@ impl EventLoop {
     /// # Errors
     /// That of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
+        // Said no sooner, as a signal from now on is heard.
+        for listener in &self.listeners {
+            let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
+            info!("listening on {}{protocol}", listener.place());
+        }
+        let path = std::path::absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
+        info!("storing mail in {}", path.display());
+        if self.config.sync == SyncMode::Never {
+            warn!("--sync never: a 250 does not wait for the disk; a power cut may lose what was accepted");
+        }
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             match self.poll.poll(&mut events, self.patience()) {
@@ -270,10 +275,10 @@ impl EventLoop {
                     self.server.abort();
                     return Ok(());
                 }
-                info!("stopping; messages that are coming in may take {} s more", self.grace.as_secs());
+                info!("stopping; messages that are coming in may take {} s more", self.config.grace.as_secs());
                 self.listeners.clear();
                 self.server.drain();
-                self.end = Some(now.instant + self.grace);
+                self.end = Some(now.instant + self.config.grace);
             }
             self.accept(now);
             self.server.turn(now);
@@ -437,15 +442,14 @@ fn remove_stale_socket(path: &Path) {
 fn unusable(path: &Path, error: &io::Error) -> String {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut message = format!("can't keep mail in {}: {error}", path.display());
-    // What is not there yet is made in the nearest directory that is.
     let there = path.ancestors().find_map(|path| {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         std::fs::metadata(path).ok().map(|metadata| (path, metadata))
     });
-    if let Some((path, metadata)) = there {
+    if let Some((nearest, metadata)) = there {
         message.push_str(&format!(
             "; {} belongs to {}:{} with mode {:04o}, we are {user}:{group}",
-            path.display(),
+            nearest.display(),
             metadata.uid(),
             metadata.gid(),
             metadata.mode() & 0o7777
@@ -453,8 +457,12 @@ fn unusable(path: &Path, error: &io::Error) -> String {
         if !metadata.is_dir() {
             message.push_str("; it is no directory: choose another with --maildir DIR");
         } else if error.kind() == io::ErrorKind::PermissionDenied {
-            let path = path.display();
-            message.push_str(&format!("; run: chown {user}:{group} {path} && chmod 0700 {path}"));
+            let quoted = format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
+            message.push_str(&match nearest == path {
+                true => format!("; run: chown -R {user}:{group} {quoted} && chmod 0700 {quoted}"),
+                // The directory above may be anybody's and stays so.
+                false => format!("; run: install -d -o {user} -g {group} -m 0700 {quoted}"),
+            });
         } else {
             message.push_str("; free or mount what it needs, or choose another with --maildir DIR");
         }

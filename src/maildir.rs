@@ -63,6 +63,9 @@ const NAME_OCTETS_MAX: usize = 256;
 /// Octets of our host's name in a file name, `/` and `:` encoded.
 const NAME_HOST_OCTETS_MAX: usize = 100;
 
+/// How the file begins that proves at the start that mail can be kept. Readers of a Maildir pass over such names.
+const PROOF: &str = ".proof-";
+
 /// Tickets above all keys of deliveries.
 const NEW_TICKET: Ticket = u64::MAX;
 const CUR_TICKET: Ticket = u64::MAX - 1;
@@ -448,10 +451,14 @@ impl<F: FileSystem> Maildir<F> {
                     warn!("{}: the clock is earlier than the newest mail; leftovers stay", self.path.display());
                     return Ok(None);
                 }
-                let gone = || io::Error::from(io::ErrorKind::NotFound);
-                let tmp = &self.directories.as_ref().ok_or_else(gone)?.tmp;
+                let tmp = &self.directories.as_ref().ok_or(io::ErrorKind::NotFound)?.tmp;
                 return self.fs.list(tmp).map(|names| Some(Sweep::Remove { names, removed: 0 }));
             };
+            if name.to_bytes().starts_with(PROOF.as_bytes()) {
+                // Of a start that was killed between two steps of its proof.
+                let new = &self.directories.as_ref().ok_or(io::ErrorKind::NotFound)?.new;
+                remove_if_old(&mut self.fs, new, &name, &self.own, now);
+            }
             let seconds = name.to_bytes().split(|&octet| octet == b'.').next().unwrap_or_default();
             let seconds = std::str::from_utf8(seconds).ok().and_then(|seconds| seconds.parse().ok());
             newest = newest.max(seconds.unwrap_or(0));
@@ -473,22 +480,13 @@ impl<F: FileSystem> Maildir<F> {
                 }
                 return Ok(None);
             };
-            // Ours may look old when the clock was set while they were written.
-            let ours = memchr::memmem::find(name.to_bytes(), self.own.as_bytes()).is_some();
-            if ours || name.to_bytes().starts_with(b".") {
-                continue;
-            }
-            let modified = self.fs.modified(tmp, &name);
-            let age = modified.ok().and_then(|modified| now.wall.duration_since(modified).ok());
-            if age.is_some_and(|age| age >= LEFTOVER_AGE) && self.fs.remove(tmp, &name).is_ok() {
-                removed += 1;
-            }
+            removed += usize::from(remove_if_old(&mut self.fs, tmp, &name, &self.own, now));
         }
         Ok(Some(Sweep::Remove { names, removed }))
     }
 
-    /// Opens the directories. Only at the start the Maildir itself is made: one that vanishes later may be a card that was
-    /// pulled, and mail must not go to what lies below its mount point.
+    /// Opens the directories. Only at the start the Maildir itself is made: one that vanishes later may be on a card that
+    /// was pulled.
     fn open_directories(&mut self, create: bool) -> Result<(), (PathBuf, io::Error)> {
         let root = self.fs.open_directory(&self.path, create).map_err(|error| (self.path.clone(), error))?;
         let mut open = |index: usize, name: &CStr| {
@@ -706,8 +704,7 @@ impl Maildir<Disk> {
     /// # Errors
     /// The first step that failed, with the path that it failed on.
     pub fn prove(&mut self) -> Result<(), (PathBuf, io::Error)> {
-        // Readers of a Maildir pass over names that begin with a dot.
-        let name = CString::new(format!(".proof-{}-{}", self.own, std::process::id())).unwrap_or_default();
+        let name = CString::new(format!("{PROOF}{}", self.own)).unwrap_or_default();
         let Some(Directories { tmp, new, .. }) = &self.directories else { return Ok(()) };
         let [tmp_path, new_path, _] = &self.paths;
         let at = |path: &Path| {
@@ -773,6 +770,16 @@ fn write<F: FileSystem>(
     }
     delivery.size += content.len() as u64;
     Ok(())
+}
+
+/// Removes a leftover that is old enough; one of `own` may only look old, when the clock was set while it was written.
+fn remove_if_old<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &CStr, own: &str, now: Now) -> bool {
+    if memchr::memmem::find(name.to_bytes(), own.as_bytes()).is_some() {
+        return false;
+    }
+    let modified = fs.modified(directory, name);
+    let age = modified.ok().and_then(|modified| now.wall.duration_since(modified).ok());
+    age.is_some_and(|age| age >= LEFTOVER_AGE) && fs.remove(directory, name).is_ok()
 }
 
 /// Removes what there is of a message in `tmp/`.

@@ -129,7 +129,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             connection.session.close(reply, &mut connection.replies);
             connection.waiting = Waiting::ToClose;
         } else if self.settings.strict && matches!(connection.fill(&mut self.input), Filled::Octets(_)) {
-            connection.session.refuse_early_talk(&mut connection.replies);
+            connection.session.close(Reply::EARLY_TALK, &mut connection.replies);
             connection.waiting = Waiting::ToClose;
         } else {
             connection.session.greet(&self.settings, now.wall, &mut connection.replies);

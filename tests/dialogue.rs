@@ -614,7 +614,7 @@ fn ended_by_the_server() {
         let mut driver = Driver::new("strict");
         let mut replies = Vec::new();
         if early {
-            driver.session.refuse_early_talk(&mut replies);
+            driver.session.close(Reply::EARLY_TALK, &mut replies);
         } else {
             driver.session.close(reply, &mut replies);
         }

@@ -99,8 +99,12 @@ impl Spare {
     /// How much of each kind is kept.
     const KEPT_MAX: usize = 128;
 
+    /// Octets of paths that a transaction may keep room for; those of a long list of recipients go back.
+    const KEPT_PATHS_OCTETS_MAX: usize = 4096;
+
     fn keep(&mut self, mut transaction: Box<Transaction>) {
-        if self.transactions.len() < Self::KEPT_MAX {
+        let small = transaction.paths.capacity() <= Self::KEPT_PATHS_OCTETS_MAX;
+        if small && self.transactions.len() < Self::KEPT_MAX {
             transaction.clear();
             self.transactions.push(transaction);
         }
@@ -286,13 +290,7 @@ impl Session {
         replies.extend_from_slice(b"\r\n");
     }
 
-    /// Ends the session of a peer that spoke before the greeting, which `--strict` does not allow.
-    pub fn refuse_early_talk(&mut self, replies: &mut Vec<u8>) {
-        Reply::EARLY_TALK.write(replies);
-        self.phase = Phase::Closed;
-    }
-
-    /// Ends the session with a reply of our own accord, such as 421.
+    /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
     pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
         reply.write(replies);
         self.phase = Phase::Closed;
