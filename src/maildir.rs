@@ -231,7 +231,7 @@ pub struct Maildir<F: FileSystem> {
     outcomes: Vec<(usize, Outcome)>,
     flushes: usize,
     directory_flushes: usize,
-    directory_failed: bool,
+    directory_failure: Option<Reply>,
     health: Health,
     probe: Option<(F::File, MessageId)>,
     room: u64,
@@ -272,7 +272,7 @@ impl<F: FileSystem> Maildir<F> {
             outcomes: Vec::new(),
             flushes: 0,
             directory_flushes: 0,
-            directory_failed: false,
+            directory_failure: None,
             health: Health::Ready,
             probe: None,
             room: u64::MAX,
@@ -384,10 +384,11 @@ impl<F: FileSystem> Maildir<F> {
 
     /// Tries a failed disk again, at most once a second: creates, writes and flushes a file, and removes it.
     pub fn probe(&mut self, now: Now) {
-        if self.health != Health::Failed || !is_due(&mut self.probed, CHECK_INTERVAL, now) {
+        // The one before may still be under way, if another flush failed meanwhile.
+        if self.health != Health::Failed || self.probe.is_some() || self.directory_flushes > 0 {
             return;
         }
-        if self.directory_flushes > 0 {
+        if !is_due(&mut self.probed, CHECK_INTERVAL, now) {
             return;
         }
         self.directories = None;
@@ -597,7 +598,7 @@ impl<F: FileSystem> Maildir<F> {
                 self.directory_flushes -= 1;
                 if let Err(error) = result {
                     self.complain("flush of new/ or cur/", &error, now);
-                    self.directory_failed = true;
+                    self.directory_failure.get_or_insert(reply_to(&error));
                 }
                 if self.directory_flushes == 0 {
                     self.directories_flushed();
@@ -626,15 +627,15 @@ impl<F: FileSystem> Maildir<F> {
 
     /// Tells the owners of a group that it is safe, or that it is not.
     fn directories_flushed(&mut self) {
-        let failed = std::mem::take(&mut self.directory_failed);
+        let failure = self.directory_failure.take();
         while let Some(key) = self.published.pop() {
-            if failed {
-                self.refuse(key, Reply::STORAGE_FAILED);
+            if let Some(reply) = failure {
+                self.refuse(key, reply);
             } else if let Some(delivery) = self.deliveries.try_remove(key) {
                 self.outcomes.push((delivery.owner, Outcome::Stored));
             }
         }
-        if failed {
+        if failure.is_some() {
             self.health = Health::Failed;
             // What a descriptor reported once it does not report again: these are not used any more.
             self.directories = None;
@@ -651,6 +652,8 @@ impl<F: FileSystem> Maildir<F> {
             let _ = self.fs.remove(&directories.tmp, name.as_c_str());
         }
         match result {
+            // A flush failed after this one began: another is to show that the disk works.
+            Ok(()) if self.health == Health::Failed => {}
             Ok(()) => {
                 info!("{}: works again; taking mail", self.path.display());
                 self.health = Health::Ready;

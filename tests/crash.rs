@@ -1,0 +1,274 @@
+//! The machine stops after every single operation of a run of deliveries, and what a power cut may leave then is
+//! compared with what was promised: nothing promised is missing, and nothing in `new/` is partial.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod model;
+
+use mailchute::fs::{FileSystem, Flush};
+use mailchute::maildir::{Maildir, MinFree, Now};
+use mailchute::smtp::session::Outcome;
+use mailchute::smtp::trace::MessageIds;
+use model::hand::{Random, first_wall, message};
+use model::peer::{Mail, World};
+use model::power_cut::crash_everywhere;
+use model::{Ends, Kind, MAILDIR, ModelDisk};
+use rustix::io::Errno;
+use std::ffi::CString;
+use std::path::Path;
+use std::time::Instant;
+
+/// One run: its seed, how flushes end, whether moves are atomic, whether somebody reads the mailbox meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    seed: u64,
+    ends: Ends,
+    atomic_moves: bool,
+    reader: bool,
+}
+
+impl Case {
+    fn each(seeds: u64) -> impl Iterator<Item = Self> {
+        (0..seeds).flat_map(|seed| {
+            (0..8).filter(move |bits| seed == 0 || bits & 1 == 0).map(move |bits| Self {
+                seed,
+                ends: if bits & 1 == 0 { Ends::Told } else { Ends::AtOnce },
+                atomic_moves: bits & 2 == 0,
+                reader: bits & 4 != 0,
+            })
+        })
+    }
+
+    fn disk(self) -> ModelDisk {
+        let disk = ModelDisk::new(self.ends).atomic_moves(self.atomic_moves);
+        if self.reader { disk.reader(self.seed) } else { disk }
+    }
+}
+
+fn sweep(name: &str, seeds: u64, all: &[String], run: impl Fn(&ModelDisk, u64) -> Vec<String>) {
+    let (mut moments, mut states) = (0, 0);
+    for case in Case::each(seeds) {
+        match crash_everywhere(|| case.disk(), all, |disk| run(disk, case.seed)) {
+            Ok(tried) => (moments, states) = (moments + tried.0, states + tried.1),
+            Err(error) => panic!("{case:?}: {error}"),
+        }
+    }
+    println!("{name}: {moments} moments of a power cut, {states} states after it");
+    assert!(states > moments && moments > 1000, "the run is too short to show anything");
+}
+
+/// The messages of the runs: number 3 is a large one.
+fn messages() -> Vec<String> {
+    (0..9).map(|number| message(number, if number == 3 { 70_000 } else { 200 })).collect()
+}
+
+/// Deliveries by hand: small messages in groups, a large one in pieces, and two that are dropped.
+fn deliver(disk: &ModelDisk, seed: u64) -> Vec<String> {
+    let (messages, mut promised, mut random) = (messages(), Vec::new(), Random::new(seed));
+    let now = Now { instant: Instant::now(), wall: first_wall() };
+    let mut ids = MessageIds::new(1, 1);
+    let opened = Maildir::open(disk.clone(), Path::new(MAILDIR), "host", 1, MinFree::Usual);
+    let Ok(mut maildir) = opened else { return promised };
+    let mut advance = |maildir: &mut Maildir<ModelDisk>, end: bool| {
+        if end && disk.flushes_under_way() > 0 {
+            let count = 1 + random.below(disk.flushes_under_way());
+            disk.end_flushes(count, &mut random);
+        }
+        maildir.advance(end, now);
+        while let Some((owner, outcome)) = maildir.outcome() {
+            assert!(outcome == Outcome::Stored || disk.is_dead(), "{owner}: {outcome:?}");
+            if outcome == Outcome::Stored {
+                promised.push(messages[owner].clone());
+            }
+        }
+    };
+    let mut begin = |maildir: &mut Maildir<ModelDisk>, owner| maildir.begin(ids.next(now.wall), owner);
+    let large = begin(&mut maildir, 3);
+    let pieces = messages[3].as_bytes().chunks(20_000);
+    for (turn, piece) in pieces.enumerate() {
+        maildir.append(large, piece, now);
+        let dropped = begin(&mut maildir, 8);
+        maildir.append(dropped, &messages[8].as_bytes()[..100], now);
+        for owner in [[0, 1], [2, 4], [5, 6], [7, 7]][turn].into_iter().take(if turn == 3 { 1 } else { 2 }) {
+            let key = begin(&mut maildir, owner);
+            maildir.finish(key, messages[owner].as_bytes(), now);
+        }
+        advance(&mut maildir, false);
+        maildir.discard(dropped);
+        advance(&mut maildir, true);
+        maildir.sweep(now);
+    }
+    maildir.finish(large, &[], now);
+    advance(&mut maildir, true);
+    while !maildir.is_idle() && !disk.is_dead() {
+        advance(&mut maildir, true);
+    }
+    assert!(disk.is_dead() || promised.len() == 8, "{} of 8 stored", promised.len());
+    promised
+}
+
+#[test]
+fn a_power_cut_loses_no_message_that_was_stored() {
+    sweep("by hand", 8, &messages(), deliver);
+}
+
+/// Clients of a whole server: small messages, and with `large` one that streams, one too large, and one that breaks off.
+fn converse(disk: &ModelDisk, seed: u64, large: bool) -> Vec<String> {
+    let Ok(mut world) = World::new(disk, MinFree::Usual, seed) else { return Vec::new() };
+    let messages = messages();
+    let mail = |number: usize| Mail { text: messages[number].clone(), breaks_off: false };
+    world.connect(vec![mail(0), mail(1)]);
+    world.connect(vec![mail(2), mail(4)]);
+    if large {
+        world.connect(vec![mail(3)]);
+        world.connect(vec![Mail { text: message(9, 90_000), breaks_off: false }]);
+        world.connect(vec![Mail { text: message(10, 150_000), breaks_off: true }]);
+    }
+    world.connect(vec![mail(5), mail(6)]);
+    world.run();
+    world.promised()
+}
+
+#[test]
+fn a_power_cut_loses_no_message_that_was_answered_250() {
+    sweep("over SMTP", 4, &messages(), |disk, seed| {
+        let promised = converse(disk, seed, true);
+        assert!(disk.is_dead() || promised.len() == 7, "{} of 7 promised", promised.len());
+        promised
+    });
+}
+
+#[test]
+fn a_power_cut_after_a_failed_flush_loses_none_either() {
+    let (mut moments, mut states) = (0, 0);
+    for case in Case::each(2).filter(|case| case.reader) {
+        let plain = case.disk();
+        converse(&plain, case.seed, false);
+        for (index, kind) in plain.operations().into_iter().enumerate() {
+            if !matches!(kind, Kind::EndFileFlush | Kind::EndDirectoryFlush) {
+                continue;
+            }
+            let disk = || {
+                let disk = case.disk();
+                disk.fail(index + 1, 1, Errno::IO);
+                disk
+            };
+            match crash_everywhere(disk, &messages(), |disk| converse(disk, case.seed, false)) {
+                Ok(tried) => (moments, states) = (moments + tried.0, states + tried.1),
+                Err(error) => panic!("{case:?}, flush {} failed: {error}", index + 1),
+            }
+        }
+    }
+    println!("after a failed flush: {moments} moments of a power cut, {states} states after it");
+}
+
+/// How to store a message, right and wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Right,
+    MovesBeforeItFlushes,
+    FlushesNoDirectory,
+    PromisesBeforeTheFlushEnds,
+    PromisesBeforeTheDirectory,
+    LeavesOutCur,
+    FlushesFileAgainAfterFailure,
+    FlushesDirectoryAgainAfterFailure,
+    FlushesFileTwiceAtOnce,
+}
+
+/// A delivery of a few messages, one after the other, which knows nothing of groups.
+fn naive(disk: &ModelDisk, way: Way) -> Vec<String> {
+    let mut promised = Vec::new();
+    let _ = store_naively(disk, way, &mut promised);
+    promised
+}
+
+fn store_naively(disk: &ModelDisk, way: Way, promised: &mut Vec<String>) -> std::io::Result<()> {
+    let mut fs = disk.clone();
+    let root = fs.open_directory(Path::new(MAILDIR), true)?;
+    let [tmp, new, cur] = [c"tmp", c"new", c"cur"].map(|name| fs.open_directory_in(&root, name, true));
+    let (tmp, new, cur) = (tmp?, new?, cur?);
+    let end_all = || disk.end_flushes(usize::MAX, &mut Random::new(0));
+    let flush = |what: Flush<'_, ModelDisk>, wait: bool| {
+        let mut fs = disk.clone();
+        fs.begin_flush(what, 0);
+        fs.submit();
+        if wait {
+            end_all();
+        }
+        std::iter::from_fn(|| fs.ended_flush()).try_for_each(|(_, result)| result)
+    };
+    for text in messages().into_iter().take(3) {
+        let name = CString::new(format!("{},S={}", promised.len(), text.len())).expect("a name");
+        let mut file = fs.create(&tmp, &name)?;
+        fs.write(&mut file, text.as_bytes())?;
+        if way == Way::MovesBeforeItFlushes {
+            fs.rename(&tmp, &name, &new, &name)?;
+        }
+        if way == Way::FlushesFileTwiceAtOnce {
+            flush(Flush::File(&file), false)?;
+        }
+        let flushed = flush(Flush::File(&file), way != Way::PromisesBeforeTheFlushEnds);
+        match flushed {
+            Err(_) if way == Way::FlushesFileAgainAfterFailure => flush(Flush::File(&file), true)?,
+            flushed => flushed?,
+        }
+        if way != Way::MovesBeforeItFlushes {
+            fs.rename(&tmp, &name, &new, &name)?;
+        }
+        if way == Way::PromisesBeforeTheDirectory {
+            promised.push(text.clone());
+        }
+        if way != Way::FlushesNoDirectory {
+            match flush(Flush::Directory(&new), true) {
+                Err(_) if way == Way::FlushesDirectoryAgainAfterFailure => flush(Flush::Directory(&new), true)?,
+                flushed => flushed?,
+            }
+            if way != Way::LeavesOutCur {
+                flush(Flush::Directory(&cur), true)?;
+            }
+        }
+        promised.push(text);
+        end_all();
+    }
+    Ok(())
+}
+
+#[test]
+fn planted_mistakes_are_found() {
+    let plain = ModelDisk::new(Ends::Told);
+    naive(&plain, Way::Right);
+    let kinds = plain.operations();
+    let first = |kind: Kind| kinds.iter().position(|&other| other == kind).map(|index| index + 1);
+    let find = |way: Way, failing: Option<Kind>| {
+        let fault = failing.and_then(first);
+        (0..20).find_map(|seed| {
+            let disk = || {
+                let disk = ModelDisk::new(Ends::Told).atomic_moves(false).reader(seed);
+                fault.into_iter().for_each(|number| disk.fail(number, 1, Errno::IO));
+                disk
+            };
+            crash_everywhere(disk, &messages(), |disk| naive(disk, way)).err()
+        })
+    };
+    for (way, failing, complaint) in [
+        (Way::MovesBeforeItFlushes, None, "is not whole"),
+        (Way::FlushesNoDirectory, None, "lost"),
+        (Way::PromisesBeforeTheFlushEnds, None, "is not whole"),
+        (Way::PromisesBeforeTheDirectory, None, "lost"),
+        (Way::LeavesOutCur, None, "lost"),
+        (Way::FlushesFileAgainAfterFailure, Some(Kind::EndFileFlush), "is not whole"),
+        (Way::FlushesDirectoryAgainAfterFailure, Some(Kind::EndDirectoryFlush), "lost"),
+        (Way::FlushesFileTwiceAtOnce, None, "two flushes on one descriptor"),
+    ] {
+        assert_eq!(find(Way::Right, failing), None, "what is right was found wrong");
+        let found = find(way, failing).unwrap_or_default();
+        assert!(found.contains(complaint), "{way:?} was not found, but {found:?}");
+        if let Some(number) = failing.and_then(first) {
+            let disk = ModelDisk::new(Ends::Told);
+            disk.fail(number, 1, Errno::IO);
+            naive(&disk, way);
+            assert!(disk.violations().iter().any(|what| what.contains("after one that failed")), "{way:?}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The test's hand on a model disk: what it may set, cause and see.
+
+use super::{Ends, Fault, Kind, MAILDIR, Machine, ModelDisk, Names};
+use mailchute::fs::Space;
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What the clock of every model shows first.
+pub fn first_wall() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+/// Numbers that depend on a seed alone (xorshift).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 11) % limit as u64) as usize
+    }
+}
+
+/// A message of about so many octets, unlike all with other numbers.
+pub fn message(number: usize, octets: usize) -> String {
+    let mut text = format!("Return-Path: <{number}>\nSubject: message {number}\n\n");
+    while text.len() < octets {
+        let rest = (octets - text.len()).min(900);
+        text.push_str(&format!("{number}: {} {:x>rest$}\n", text.len(), ""));
+    }
+    text
+}
+
+/// A file in `new/` or `cur/`.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub name: String,
+    pub octets: Rc<Vec<u8>>,
+}
+
+impl ModelDisk {
+    pub fn new(ends: Ends) -> Self {
+        let mut machine = Machine {
+            inodes: Vec::new(),
+            descriptors: BTreeMap::new(),
+            opened: 0,
+            changes: 0,
+            log: Vec::new(),
+            faults: Vec::new(),
+            crash_after: usize::MAX,
+            dead: false,
+            ends,
+            queued: Vec::new(),
+            under_way: Vec::new(),
+            ended: VecDeque::new(),
+            atomic_moves: true,
+            reader: None,
+            clock: first_wall(),
+            space: Space { free: 1 << 40, total: 1 << 41, free_files: u64::MAX },
+            violations: Vec::new(),
+        };
+        let (root, mail) = (machine.make(Some(Names::default())), machine.make(Some(Names::default())));
+        machine.names(root).seen.insert("mail".to_owned(), mail);
+        Self(Rc::new(RefCell::new(machine)))
+    }
+
+    /// A journal that keeps both halves of a move together, or none.
+    pub fn atomic_moves(self, atomic_moves: bool) -> Self {
+        self.0.borrow_mut().atomic_moves = atomic_moves;
+        self
+    }
+
+    /// Somebody who moves messages from `new/` to `cur/` at moments that depend on the seed.
+    pub fn reader(self, seed: u64) -> Self {
+        self.0.borrow_mut().reader = Some(Random::new(seed));
+        self
+    }
+
+    /// Stops the machine after so many operations.
+    pub fn crash_after(self, operations: usize) -> Self {
+        self.0.borrow_mut().crash_after = operations;
+        self
+    }
+
+    /// Has `count` operations fail, from the one with the number `from` on; the first has number 1.
+    pub fn fail(&self, from: usize, count: usize, errno: Errno) {
+        self.0.borrow_mut().faults.push(Fault { from, until: from.saturating_add(count), errno });
+    }
+
+    /// The causes of all failures are gone.
+    pub fn heal(&self) {
+        self.0.borrow_mut().faults.clear();
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.0.borrow().dead
+    }
+
+    /// The kinds of all operations so far.
+    pub fn operations(&self) -> Vec<Kind> {
+        self.0.borrow().log.iter().map(|&(kind, _)| kind).collect()
+    }
+
+    pub fn count(&self, kind: Kind) -> usize {
+        self.operations().into_iter().filter(|&other| other == kind).count()
+    }
+
+    /// The last operations, for a message.
+    pub fn history(&self) -> String {
+        let machine = self.0.borrow();
+        let first = machine.log.len().saturating_sub(40);
+        let line = |(index, (kind, on)): (usize, &(Kind, String))| format!("\n  {} {kind:?} {on}", index + 1);
+        machine.log.iter().enumerate().skip(first).map(line).collect()
+    }
+
+    /// What was done that must never be.
+    pub fn violations(&self) -> Vec<String> {
+        self.0.borrow().violations.clone()
+    }
+
+    /// Descriptors that are open.
+    pub fn open_descriptors(&self) -> usize {
+        self.0.borrow().descriptors.len()
+    }
+
+    pub fn flushes_under_way(&self) -> usize {
+        self.0.borrow().under_way.len()
+    }
+
+    /// Ends up to `count` flushes, in an order that `random` chooses.
+    pub fn end_flushes(&self, count: usize, random: &mut Random) {
+        let mut machine = self.0.borrow_mut();
+        for _ in 0..count.min(machine.under_way.len()) {
+            let index = random.below(machine.under_way.len());
+            let flush = machine.under_way.remove(index);
+            machine.end(flush);
+        }
+    }
+
+    /// Ends one flush, counted from the oldest.
+    pub fn end_flush(&self, index: usize) {
+        let mut machine = self.0.borrow_mut();
+        let flush = machine.under_way.remove(index);
+        machine.end(flush);
+    }
+
+    pub fn set_clock(&self, clock: SystemTime) {
+        self.0.borrow_mut().clock = clock;
+    }
+
+    pub fn set_space(&self, space: Space) {
+        self.0.borrow_mut().space = space;
+    }
+
+    /// A file that somebody else made in one of the Maildir's directories, last written to at `modified`.
+    pub fn put(&self, directory: &str, name: &str, modified: SystemTime) {
+        let mut machine = self.0.borrow_mut();
+        let directory = machine.find(&Path::new(MAILDIR).join(directory)).expect("a directory");
+        let (inode, number) = (machine.make(None), machine.next_change());
+        machine.inodes[inode].modified = modified;
+        machine.change(directory, number, name, Some(inode));
+    }
+
+    /// Removes a directory and all in it, behind the server's back.
+    pub fn remove_directory(&self, path: &str) {
+        let mut removed: Vec<usize> = self.move_away(path).into_iter().collect();
+        let mut machine = self.0.borrow_mut();
+        while let Some(inode) = removed.pop() {
+            if let Some(names) = &mut machine.inodes[inode].names {
+                names.gone = true;
+                removed.extend(names.seen.values());
+            }
+        }
+    }
+
+    /// Moves a directory to a place of no interest.
+    pub fn move_away(&self, path: &str) -> Option<usize> {
+        let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
+        let parent = path.parent().and_then(|parent| machine.find(parent)).expect("a parent");
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        machine.names(parent).durable.remove(name);
+        machine.names(parent).seen.remove(name)
+    }
+
+    /// A directory that somebody else makes.
+    pub fn make_directory(&self, path: &str) {
+        let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
+        let parent = path.parent().and_then(|parent| machine.find(parent)).expect("a parent");
+        let made = machine.make(Some(Names::default()));
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        machine.names(parent).seen.insert(name.to_owned(), made);
+    }
+
+    pub fn exists(&self, path: &str) -> bool {
+        self.0.borrow().find(Path::new(path)).is_some()
+    }
+
+    /// What is seen in one of the Maildir's directories.
+    pub fn files(&self, directory: &str) -> Vec<Found> {
+        let machine = self.0.borrow();
+        let directory = machine.find(&Path::new(MAILDIR).join(directory));
+        let seen = directory.and_then(|directory| machine.inodes[directory].names.as_ref()).map(|names| &names.seen);
+        let found = |(name, &inode): (&String, &usize)| Found {
+            name: name.clone(),
+            octets: Rc::clone(&machine.inodes[inode].octets),
+        };
+        seen.into_iter().flatten().map(found).collect()
+    }
+}

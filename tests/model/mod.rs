@@ -1,0 +1,476 @@
+//! A file system in memory that forgets what was not flushed, and fails when it is told to.
+//!
+//! Everything is there twice: *seen*, which is what system calls show, and *durable*, which is what a power cut leaves.
+//!
+//! * Octets go to *seen*. A file's flush makes those durable that were there when it began; of all others a power cut
+//!   leaves any prefix.
+//! * Names go to *seen*, too, each addition and each removal a change of one directory. A directory's flush makes the
+//!   changes durable that were there when it began; a power cut leaves any choice of the others. Of a move it leaves
+//!   nothing, both names, or only the new one. Where moves are not atomic (no journal), a flush of the old directory
+//!   alone writes the removal without the addition.
+//! * A flush that fails leaves its octets and changes marked as clean: later flushes succeed and do not write them.
+//!
+//! Every call is an operation with a number, and so is the end of a flush. The machine can be stopped after any of them
+//! ([`ModelDisk::crash_after`]), and any can be made to fail ([`ModelDisk::fail`]).
+
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod hand;
+pub mod peer;
+pub mod power_cut;
+
+use hand::Random;
+use mailchute::fs::{FileSystem, Flush, Space, Ticket};
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::{CStr, CString};
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+/// Where the mail is. `/mail` is there from the beginning.
+pub const MAILDIR: &str = "/mail/Maildir";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    OpenDirectory,
+    Create,
+    Write,
+    Rename,
+    Remove,
+    BeginFlush,
+    EndFileFlush,
+    EndDirectoryFlush,
+    Space,
+    IsSame,
+    List,
+    NextName,
+    Modified,
+}
+
+/// When flushes end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// In `submit`, as with the blocking fallback.
+    AtOnce,
+    /// When the test says so ([`ModelDisk::end_flushes`]).
+    Told,
+}
+
+/// One name added to a directory (`inode`) or removed from it. Both halves of a move have the same number.
+#[derive(Clone, Debug)]
+struct Change {
+    number: u64,
+    name: String,
+    inode: Option<usize>,
+    /// A flush that failed marked it as clean.
+    lost: bool,
+}
+
+#[derive(Default)]
+struct Names {
+    seen: BTreeMap<String, usize>,
+    durable: BTreeMap<String, usize>,
+    pending: Vec<Change>,
+    /// The newest change that was there when the last flush began.
+    covered: u64,
+    /// The directory itself was removed.
+    gone: bool,
+}
+
+struct Inode {
+    octets: Rc<Vec<u8>>,
+    /// So many of the octets are durable.
+    durable: usize,
+    /// A flush that failed marked the others as clean.
+    lost: bool,
+    modified: SystemTime,
+    names: Option<Names>,
+}
+
+struct UnderWay {
+    descriptor: usize,
+    inode: usize,
+    ticket: Ticket,
+    /// Octets of a file, or the number of a directory's newest change, at the begin.
+    covered: u64,
+}
+
+#[derive(Default)]
+struct Descriptor {
+    flushing: bool,
+    failed: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Fault {
+    from: usize,
+    until: usize,
+    errno: Errno,
+}
+
+struct Machine {
+    inodes: Vec<Inode>,
+    descriptors: BTreeMap<usize, Descriptor>,
+    opened: usize,
+    changes: u64,
+    log: Vec<(Kind, String)>,
+    faults: Vec<Fault>,
+    crash_after: usize,
+    dead: bool,
+    ends: Ends,
+    queued: Vec<UnderWay>,
+    under_way: Vec<UnderWay>,
+    ended: VecDeque<(Ticket, io::Result<()>)>,
+    atomic_moves: bool,
+    reader: Option<Random>,
+    clock: SystemTime,
+    space: Space,
+    violations: Vec<String>,
+}
+
+/// An open file or directory.
+pub struct Handle {
+    machine: Rc<RefCell<Machine>>,
+    descriptor: usize,
+    inode: usize,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let Ok(mut machine) = self.machine.try_borrow_mut() else { return };
+        let closed = machine.descriptors.remove(&self.descriptor);
+        if closed.is_some_and(|descriptor| descriptor.flushing) {
+            machine.violate("closed while its flush is under way");
+        }
+    }
+}
+
+/// The disk, and the test's hand on it: a clone is the same disk.
+#[derive(Clone)]
+pub struct ModelDisk(Rc<RefCell<Machine>>);
+
+impl Machine {
+    /// Counts an operation and fails it if it is to. The machine stops before the one after `crash_after`.
+    fn operation(&mut self, kind: Kind, on: &str) -> io::Result<()> {
+        self.read_mail();
+        self.dead |= self.log.len() >= self.crash_after;
+        if self.dead {
+            return Err(Errno::IO.into());
+        }
+        self.log.push((kind, on.to_owned()));
+        let number = self.log.len();
+        // The begin of a flush returns nothing; its end does.
+        let fault = self.faults.iter().find(|fault| (fault.from..fault.until).contains(&number));
+        match fault.filter(|_| kind != Kind::BeginFlush) {
+            Some(fault) => Err(fault.errno.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn violate(&mut self, what: &str) {
+        if self.log.len() >= self.crash_after {
+            return;
+        }
+        let last = self.log.last().map(|(kind, on)| format!("{kind:?} {on}")).unwrap_or_default();
+        self.violations.push(format!("{what}, after operation {} ({last})", self.log.len()));
+    }
+
+    fn names(&mut self, directory: usize) -> &mut Names {
+        self.inodes[directory].names.as_mut().expect("a directory")
+    }
+
+    fn make(&mut self, names: Option<Names>) -> usize {
+        let modified = self.clock;
+        self.inodes.push(Inode { octets: Rc::default(), durable: 0, lost: false, modified, names });
+        self.inodes.len() - 1
+    }
+
+    fn find(&self, path: &Path) -> Option<usize> {
+        path.iter()
+            .skip(1)
+            .try_fold(0, |directory, name| self.inodes[directory].names.as_ref()?.seen.get(name.to_str()?).copied())
+    }
+
+    fn change(&mut self, directory: usize, number: u64, name: &str, inode: Option<usize>) {
+        let names = self.names(directory);
+        match inode {
+            Some(inode) => names.seen.insert(name.to_owned(), inode),
+            None => names.seen.remove(name),
+        };
+        names.pending.push(Change { number, name: name.to_owned(), inode, lost: false });
+    }
+
+    fn next_change(&mut self) -> u64 {
+        self.changes += 1;
+        self.changes
+    }
+
+    fn open_name(&mut self, parent: Option<usize>, name: &str, create: bool) -> io::Result<usize> {
+        self.operation(Kind::OpenDirectory, name)?;
+        let parent = parent.filter(|&parent| !self.names(parent).gone).ok_or(Errno::NOENT)?;
+        match self.names(parent).seen.get(name).copied() {
+            Some(found) if self.inodes[found].names.is_some() => Ok(found),
+            Some(_) => Err(Errno::NOTDIR.into()),
+            None if !create => Err(Errno::NOENT.into()),
+            None => {
+                // Durable at once, as the trait says.
+                let made = self.make(Some(Names::default()));
+                self.names(parent).seen.insert(name.to_owned(), made);
+                self.names(parent).durable.insert(name.to_owned(), made);
+                Ok(made)
+            }
+        }
+    }
+
+    fn end(&mut self, flush: UnderWay) {
+        let UnderWay { descriptor, inode, ticket, covered } = flush;
+        let kind = if self.inodes[inode].names.is_some() { Kind::EndDirectoryFlush } else { Kind::EndFileFlush };
+        let result = self.operation(kind, &format!("ticket {ticket}"));
+        if let Some(descriptor) = self.descriptors.get_mut(&descriptor) {
+            descriptor.flushing = false;
+            descriptor.failed |= result.is_err();
+        }
+        let atomic_moves = self.atomic_moves;
+        let Inode { octets, durable, lost, names, .. } = &mut self.inodes[inode];
+        match (names, &result) {
+            _ if self.dead => {}
+            (None, Ok(())) if !*lost => *durable = covered as usize,
+            (None, Ok(())) => {}
+            (None, Err(_)) => *lost = *durable < octets.len(),
+            (Some(names), result) => {
+                // A journal takes both halves of a move along, wherever the other one is.
+                let touched: Vec<u64> = match result {
+                    Ok(()) => names.write(|change| change.number <= covered),
+                    Err(_) => names.pending.iter().map(|change| change.number).collect(),
+                };
+                for other in self.inodes.iter_mut().filter_map(|inode| inode.names.as_mut()).filter(|_| atomic_moves) {
+                    match result {
+                        Ok(()) => drop(other.write(|change| touched.contains(&change.number))),
+                        Err(_) => other.lose(|change| touched.contains(&change.number)),
+                    }
+                }
+                if result.is_err() {
+                    self.names(inode).lose(|_| true);
+                }
+            }
+        }
+        self.ended.push_back((ticket, result));
+    }
+
+    /// The reader of the mailbox moves a message from `new/` to `cur/`, now and then.
+    fn read_mail(&mut self) {
+        let Some(mut random) = self.reader.take() else { return };
+        let place = |machine: &Self, name| machine.find(&Path::new(MAILDIR).join(name));
+        if let (Some(new), Some(cur), 0, false) = (place(self, "new"), place(self, "cur"), random.below(3), self.dead) {
+            let atomic_moves = self.atomic_moves;
+            let names = self.names(new);
+            // Where moves are not atomic, one after the begin of the message's own flush is the reader's risk.
+            let open = |name: &&String| {
+                atomic_moves || names.pending.iter().any(|made| made.name == **name && made.number > names.covered)
+            };
+            let movable: Vec<String> = names.seen.keys().filter(open).cloned().collect();
+            if !movable.is_empty() {
+                let name = &movable[random.below(movable.len())];
+                let (inode, number) = (self.names(new).seen[name], self.next_change());
+                self.change(new, number, name, None);
+                self.change(cur, number, &format!("{name}:2,S"), Some(inode));
+            }
+        }
+        self.reader = Some(random);
+    }
+}
+
+impl Names {
+    /// Marks changes as clean that never reached the disk.
+    fn lose(&mut self, which: impl Fn(&Change) -> bool) {
+        self.pending.iter_mut().filter(|change| which(change)).for_each(|change| change.lost = true);
+    }
+
+    /// Makes changes durable; returns their numbers.
+    fn write(&mut self, which: impl Fn(&Change) -> bool) -> Vec<u64> {
+        let mut written = Vec::new();
+        let durable = &mut self.durable;
+        self.pending.retain(|change| {
+            let write = which(change) && !change.lost;
+            if write {
+                apply(durable, change);
+                written.push(change.number);
+            }
+            !write
+        });
+        written
+    }
+}
+
+fn apply(names: &mut BTreeMap<String, usize>, change: &Change) {
+    match change.inode {
+        Some(inode) => names.insert(change.name.clone(), inode),
+        None => names.remove(&change.name),
+    };
+}
+
+fn text(name: &CStr) -> &str {
+    name.to_str().expect("names are text")
+}
+
+impl ModelDisk {
+    fn handle(&self, inode: usize) -> Handle {
+        let mut machine = self.0.borrow_mut();
+        machine.opened += 1;
+        let descriptor = machine.opened;
+        machine.descriptors.insert(descriptor, Descriptor::default());
+        Handle { machine: Rc::clone(&self.0), descriptor, inode }
+    }
+}
+
+impl FileSystem for ModelDisk {
+    type File = Handle;
+    type Directory = Handle;
+    type Listing = std::vec::IntoIter<CString>;
+
+    fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<Handle> {
+        let parent = path.parent().and_then(|parent| self.0.borrow().find(parent));
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let inode = self.0.borrow_mut().open_name(parent, name, create)?;
+        Ok(self.handle(inode))
+    }
+
+    fn open_directory_in(&mut self, parent: &Handle, name: &CStr, create: bool) -> io::Result<Handle> {
+        let inode = self.0.borrow_mut().open_name(Some(parent.inode), text(name), create)?;
+        Ok(self.handle(inode))
+    }
+
+    fn create(&mut self, directory: &Handle, name: &CStr) -> io::Result<Handle> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Create, text(name))?;
+        let names = machine.names(directory.inode);
+        if names.gone {
+            return Err(Errno::NOENT.into());
+        }
+        if names.seen.contains_key(text(name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let (inode, number) = (machine.make(None), machine.next_change());
+        machine.change(directory.inode, number, text(name), Some(inode));
+        drop(machine);
+        Ok(self.handle(inode))
+    }
+
+    fn write(&mut self, file: &mut Handle, octets: &[u8]) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        let result = machine.operation(Kind::Write, &format!("{} octets", octets.len()));
+        // One that fails may have written some.
+        let written = if result.is_ok() { octets.len() } else { octets.len() / 2 };
+        if !machine.dead {
+            let clock = machine.clock;
+            let inode = &mut machine.inodes[file.inode];
+            Rc::make_mut(&mut inode.octets).extend_from_slice(&octets[..written]);
+            inode.modified = clock;
+        }
+        result
+    }
+
+    fn rename(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Rename, text(new_name))?;
+        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        if machine.names(to.inode).gone {
+            return Err(Errno::NOENT.into());
+        }
+        if machine.names(to.inode).seen.contains_key(text(new_name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let number = machine.next_change();
+        machine.change(to.inode, number, text(new_name), Some(inode));
+        machine.change(from.inode, number, text(name), None);
+        Ok(())
+    }
+
+    fn remove(&mut self, directory: &Handle, name: &CStr) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Remove, text(name))?;
+        if !machine.names(directory.inode).seen.contains_key(text(name)) {
+            return Err(Errno::NOENT.into());
+        }
+        let number = machine.next_change();
+        machine.change(directory.inode, number, text(name), None);
+        Ok(())
+    }
+
+    fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {
+        let (Flush::File(Handle { descriptor, inode, .. }) | Flush::Directory(Handle { descriptor, inode, .. })) = what;
+        let (descriptor, inode) = (*descriptor, *inode);
+        let mut machine = self.0.borrow_mut();
+        if machine.operation(Kind::BeginFlush, &format!("ticket {ticket}")).is_err() {
+            return machine.ended.push_back((ticket, Err(Errno::IO.into())));
+        }
+        let state = machine.descriptors.entry(descriptor).or_default();
+        let (twice, again) = (std::mem::replace(&mut state.flushing, true), state.failed);
+        if twice {
+            machine.violate("two flushes on one descriptor");
+        }
+        if again {
+            machine.violate("a flush after one that failed");
+        }
+        let (octets, changes) = (machine.inodes[inode].octets.len() as u64, machine.changes);
+        let covered = match &mut machine.inodes[inode].names {
+            None => octets,
+            Some(names) => {
+                names.covered = changes;
+                changes
+            }
+        };
+        machine.queued.push(UnderWay { descriptor, inode, ticket, covered });
+    }
+
+    fn submit(&mut self) -> bool {
+        let mut machine = self.0.borrow_mut();
+        let queued = std::mem::take(&mut machine.queued);
+        match machine.ends {
+            Ends::Told => machine.under_way.extend(queued),
+            Ends::AtOnce => queued.into_iter().for_each(|flush| machine.end(flush)),
+        }
+        !machine.ended.is_empty()
+    }
+
+    fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)> {
+        self.0.borrow_mut().ended.pop_front()
+    }
+
+    fn space(&mut self, _: &Handle) -> io::Result<Space> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Space, "")?;
+        Ok(machine.space)
+    }
+
+    fn is_same(&mut self, path: &Path, directory: &Handle) -> io::Result<bool> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::IsSame, "")?;
+        Ok(machine.find(path) == Some(directory.inode))
+    }
+
+    fn list(&mut self, directory: &Handle) -> io::Result<Self::Listing> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::List, "")?;
+        let names: Vec<_> = machine.names(directory.inode).seen.keys().cloned().collect();
+        Ok(names.into_iter().map(|name| CString::new(name).expect("a name")).collect::<Vec<_>>().into_iter())
+    }
+
+    fn next_name(&mut self, listing: &mut Self::Listing) -> io::Result<Option<CString>> {
+        self.0.borrow_mut().operation(Kind::NextName, "")?;
+        Ok(listing.next())
+    }
+
+    fn modified(&mut self, directory: &Handle, name: &CStr) -> io::Result<SystemTime> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Modified, text(name))?;
+        let inode = machine.names(directory.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        match machine.inodes[inode].names {
+            Some(_) => Err(io::ErrorKind::InvalidInput.into()),
+            None => Ok(machine.inodes[inode].modified),
+        }
+    }
+}

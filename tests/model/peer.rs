@@ -1,0 +1,283 @@
+//! SMTP clients in memory, which send messages one after the other and note what they were told of each, and the world
+//! that they and a server live in.
+
+use super::hand::{Random, first_wall};
+use super::{MAILDIR, ModelDisk};
+use mailchute::Config;
+use mailchute::maildir::{Maildir, MinFree, Now};
+use mailchute::server::{Readiness, Server};
+use mailchute::smtp::session::Dialect;
+use mailchute::smtp::trace::{MessageIds, Peer};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// The largest message that the world's server takes.
+pub const MESSAGE_OCTETS_MAX: u64 = 80_000;
+
+#[derive(Default)]
+struct Pipe {
+    to_server: VecDeque<u8>,
+    to_client: Vec<u8>,
+    closed: bool,
+}
+
+/// The server's end of a connection.
+pub struct Transport(Rc<RefCell<Pipe>>);
+
+impl Read for Transport {
+    fn read(&mut self, place: &mut [u8]) -> io::Result<usize> {
+        let mut pipe = self.0.borrow_mut();
+        match pipe.to_server.read(place)? {
+            0 if !pipe.closed => Err(io::ErrorKind::WouldBlock.into()),
+            count => Ok(count),
+        }
+    }
+}
+
+impl Write for Transport {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().to_client.write(octets)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How far a client has come with its message: the command whose reply it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Greeting,
+    Hello,
+    Mail,
+    Recipient,
+    Data,
+    End,
+    /// MAIL was refused for now; [`Client::retry`] sends it again.
+    Refused,
+    Quit,
+    Gone,
+}
+
+/// What a client sends.
+#[derive(Clone)]
+pub struct Mail {
+    /// With LF line ends, as it will be stored; no line begins with a dot.
+    pub text: String,
+    /// Sends only half of it, and goes.
+    pub breaks_off: bool,
+}
+
+pub struct Client {
+    pub key: usize,
+    pub step: Step,
+    pub mails: Vec<Mail>,
+    /// Each message that was sent whole, and the reply to it.
+    pub verdicts: Vec<(String, String)>,
+    /// Replies to MAIL other than 250.
+    pub refusals: Vec<String>,
+    sent: String,
+    pipe: Rc<RefCell<Pipe>>,
+}
+
+impl Client {
+    pub fn new(mails: Vec<Mail>) -> (Self, Transport) {
+        let pipe = Rc::<RefCell<Pipe>>::default();
+        let transport = Transport(Rc::clone(&pipe));
+        let (verdicts, refusals, sent) = (Vec::new(), Vec::new(), String::new());
+        (Self { key: 0, step: Step::Greeting, mails, verdicts, refusals, sent, pipe }, transport)
+    }
+
+    pub fn send(&self, octets: &str) {
+        self.pipe.borrow_mut().to_server.extend(octets.as_bytes());
+    }
+
+    /// The replies since the last call.
+    pub fn replies(&self) -> String {
+        String::from_utf8(std::mem::take(&mut self.pipe.borrow_mut().to_client)).expect("text")
+    }
+
+    /// Whether the connection was cut.
+    pub fn is_cut(&self) -> bool {
+        self.pipe.borrow().closed
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.step == Step::Gone
+    }
+
+    /// Asks again whether a message is taken.
+    pub fn retry(&mut self) -> bool {
+        let refused = self.step == Step::Refused;
+        if refused {
+            self.mail();
+        }
+        refused
+    }
+
+    /// Reads the replies and answers them; whether it sent something.
+    pub fn react(&mut self) -> bool {
+        let replies = self.replies();
+        // Lines of one reply but its last have a hyphen behind the code.
+        let replies = replies.lines().filter(|line| line.as_bytes().get(3) == Some(&b' '));
+        replies.map(|reply| self.answer(reply)).filter(|&sent| sent).count() > 0
+    }
+
+    fn answer(&mut self, reply: &str) -> bool {
+        match (self.step, reply.get(..3).unwrap_or_default()) {
+            (Step::Greeting, "220") => self.next(Step::Hello, "EHLO client\r\n"),
+            (Step::Hello, "250") => self.mail(),
+            (Step::Mail, "250") => self.next(Step::Recipient, "RCPT TO:<b@example>\r\n"),
+            (Step::Mail, _) => {
+                self.refusals.push(reply.to_owned());
+                self.step = Step::Refused;
+                return false;
+            }
+            (Step::Recipient, "250") => self.next(Step::Data, "DATA\r\n"),
+            (Step::Data, "354") => {
+                let mail = self.mails.remove(0);
+                self.sent = mail.text.clone();
+                let text = mail.text.replace('\n', "\r\n");
+                if mail.breaks_off {
+                    self.next(Step::Gone, &text[..text.len() / 2]);
+                    self.pipe.borrow_mut().closed = true;
+                } else {
+                    self.next(Step::End, &text);
+                    self.send(".\r\n");
+                }
+            }
+            (Step::End, _) => {
+                self.verdicts.push((std::mem::take(&mut self.sent), reply.to_owned()));
+                self.mail();
+            }
+            (Step::Quit | Step::Gone, _) => {
+                self.step = Step::Gone;
+                return false;
+            }
+            (step, _) => panic!("at {step:?}: {reply}"),
+        }
+        true
+    }
+
+    fn mail(&mut self) {
+        match self.mails.first() {
+            // One that is too large does not say so, to be found out while it comes.
+            Some(mail) if mail.text.len() as u64 > MESSAGE_OCTETS_MAX => {
+                self.next(Step::Mail, "MAIL FROM:<a@example>\r\n")
+            }
+            Some(mail) => self.next(Step::Mail, &format!("MAIL FROM:<a@example> SIZE={}\r\n", mail.text.len())),
+            None => self.next(Step::Quit, "QUIT\r\n"),
+        }
+    }
+
+    fn next(&mut self, step: Step, line: &str) {
+        self.step = step;
+        self.send(line);
+    }
+}
+
+/// A server on a model disk, its clients, and a clock that moves only when told.
+pub struct World {
+    pub disk: ModelDisk,
+    pub server: Server<Transport, ModelDisk>,
+    pub clients: Vec<Client>,
+    pub now: Now,
+    random: Random,
+}
+
+impl World {
+    pub fn new(disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
+        let maildir =
+            Maildir::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
+        let mut config = Config::default();
+        config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
+        let now = Now { instant: Instant::now(), wall: first_wall() };
+        let server = Server::new(&config, maildir, MessageIds::new(7, 7), now.instant);
+        Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
+    }
+
+    /// A new client; its index.
+    pub fn connect(&mut self, mails: Vec<Mail>) -> usize {
+        let (mut client, transport) = Client::new(mails);
+        client.key = self.server.accept(transport, Peer::Local, Dialect::Smtp, self.now);
+        self.clients.push(client);
+        self.clients.len() - 1
+    }
+
+    /// Tells the server that a client sent something.
+    pub fn mark(&mut self, client: usize) {
+        let (key, ending) = (self.clients[client].key, self.clients[client].is_cut());
+        self.server.mark(key, Readiness { readable: true, writable: true, ending });
+    }
+
+    /// Goes on until nobody has anything to do before a flush ends or time passes.
+    pub fn settle(&mut self) {
+        loop {
+            for client in 0..self.clients.len() {
+                if self.clients[client].react() {
+                    self.mark(client);
+                }
+            }
+            if !self.server.is_runnable() {
+                return;
+            }
+            self.server.turn(self.now);
+        }
+    }
+
+    /// Lets time pass, and the server do what it does then.
+    pub fn pass(&mut self, time: Duration) {
+        self.now = Now { instant: self.now.instant + time, wall: self.now.wall + time };
+        self.disk.set_clock(self.now.wall);
+        self.server.turn(self.now);
+    }
+
+    /// Ends some flushes.
+    pub fn end_flushes(&mut self, count: usize) {
+        self.disk.end_flushes(count, &mut self.random);
+        self.server.mark_flushes();
+    }
+
+    /// Has those whose message was refused for now ask again.
+    pub fn retry(&mut self) {
+        for client in 0..self.clients.len() {
+            if self.clients[client].retry() {
+                self.mark(client);
+            }
+        }
+    }
+
+    /// Goes on until all clients are gone, or the machine stopped.
+    pub fn run(&mut self) {
+        for _ in 0..1000 {
+            self.settle();
+            let under_way = self.disk.flushes_under_way();
+            if self.disk.is_dead() || under_way == 0 && self.clients.iter().all(Client::is_done) {
+                return;
+            }
+            if under_way > 0 && self.random.below(4) > 0 {
+                let count = 1 + self.random.below(under_way);
+                self.end_flushes(count);
+            } else {
+                self.pass(Duration::from_secs(1));
+                self.retry();
+            }
+        }
+        let steps: Vec<_> = self.clients.iter().map(|client| client.step).collect();
+        panic!("no end, clients are at {steps:?}:{}", self.disk.history());
+    }
+
+    /// Every message that was sent whole, and the reply to it.
+    pub fn verdicts(&self) -> impl Iterator<Item = &(String, String)> {
+        self.clients.iter().flat_map(|client| &client.verdicts)
+    }
+
+    /// The messages that were promised.
+    pub fn promised(&self) -> Vec<String> {
+        self.verdicts().filter(|(_, reply)| reply.starts_with("250")).map(|(text, _)| text.clone()).collect()
+    }
+}

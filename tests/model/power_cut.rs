@@ -1,0 +1,139 @@
+//! What a power cut may leave of a model disk, and whether that keeps the promises.
+
+use super::hand::{Found, Random};
+use super::{Inode, MAILDIR, ModelDisk, Names, apply};
+use std::path::Path;
+use std::rc::Rc;
+
+/// Decides what a power cut leaves: goes through every combination, one after the other, or draws them.
+#[derive(Default)]
+pub struct Choices {
+    path: Vec<(usize, usize)>,
+    at: usize,
+    random: Option<Random>,
+}
+
+impl Choices {
+    pub fn drawn(seed: u64) -> Self {
+        Self { random: Some(Random::new(seed)), ..Self::default() }
+    }
+
+    fn choose(&mut self, options: usize) -> usize {
+        if let Some(random) = &mut self.random {
+            return random.below(options);
+        }
+        if self.at == self.path.len() {
+            self.path.push((0, options));
+        }
+        self.at += 1;
+        self.path[self.at - 1].0
+    }
+
+    /// Goes on to the next combination; false after the last.
+    pub fn advance(&mut self) -> bool {
+        self.at = 0;
+        while let Some((chosen, options)) = self.path.pop() {
+            if chosen + 1 < options {
+                self.path.push((chosen + 1, options));
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The rule: each file is one of `all`, whole, with its size in its name, and each of `promised` is there.
+pub fn judge(files: &[Found], promised: &[String], all: &[String]) -> Result<(), String> {
+    let is = |file: &Found, text: &String| file.octets.ends_with(text.as_bytes());
+    for file in files {
+        let name = file.name.strip_suffix(":2,S").unwrap_or(&file.name);
+        let sized = name.ends_with(&format!(",S={}", file.octets.len()));
+        if !sized || !file.octets.starts_with(b"Return-Path:") || !all.iter().any(|text| is(file, text)) {
+            return Err(format!("{} is not whole: {} octets", file.name, file.octets.len()));
+        }
+    }
+    let missing = promised.iter().find(|text| !files.iter().any(|file| is(file, text)));
+    missing.map_or(Ok(()), |text| Err(format!("lost though it was promised: {:?}", text.lines().nth(1))))
+}
+
+/// Combinations that are all tried; where there are more, [`DRAWN`] others are drawn.
+const COMBINATIONS_MAX: usize = 1024;
+const DRAWN: u64 = 256;
+
+/// Runs a fixed run anew for each of its operations, has the machine stop after it, and judges what it may find after the
+/// power cut. `run` returns what it was promised. The sum is that of moments and of states.
+pub fn crash_everywhere(
+    disk: impl Fn() -> ModelDisk,
+    all: &[String],
+    run: impl Fn(&ModelDisk) -> Vec<String>,
+) -> Result<(usize, usize), String> {
+    let mut states = 0;
+    for moment in 0.. {
+        let disk = disk().crash_after(moment);
+        let promised = run(&disk);
+        let check = |choices: &mut Choices, what: &dyn std::fmt::Display| {
+            judge(&disk.crash(choices), &promised, all)
+                .map_err(|error| format!("{error}; after operation {moment}, {what}:{}", disk.history()))
+        };
+        let mut choices = Choices::default();
+        for combination in 0.. {
+            check(&mut choices, &format_args!("combination {combination}"))?;
+            states += 1;
+            if !choices.advance() {
+                break;
+            }
+            if combination == COMBINATIONS_MAX {
+                for seed in 0..DRAWN {
+                    check(&mut Choices::drawn(seed), &format_args!("draw {seed}"))?;
+                    states += 1;
+                }
+                break;
+            }
+        }
+        if !disk.is_dead() {
+            return disk.violations().first().map_or(Ok((moment, states)), |violation| Err(violation.clone()));
+        }
+    }
+    unreachable!()
+}
+
+impl ModelDisk {
+    /// What a power cut leaves in `new/` and `cur/`, as `choices` will have it. All that `tmp/` holds is a leftover.
+    pub fn crash(&self, choices: &mut Choices) -> Vec<Found> {
+        let machine = self.0.borrow();
+        let place =
+            |name| machine.find(&Path::new(MAILDIR).join(name)).and_then(|at| machine.inodes[at].names.as_ref());
+        let directories: Vec<&Names> = ["new", "cur"].into_iter().filter_map(place).collect();
+        let mut dropped = Vec::new();
+        let mut left: Vec<_> = directories.iter().map(|names| names.durable.clone()).collect();
+        // Additions before removals, as a move's removal needs its addition.
+        for removals in [false, true] {
+            for (names, left) in directories.iter().zip(&mut left) {
+                for change in names.pending.iter().filter(|change| change.inode.is_none() == removals) {
+                    let alone = !machine.atomic_moves && change.number <= names.covered;
+                    let bound = removals && !alone && dropped.contains(&change.number);
+                    if !bound && choices.choose(2) == 1 {
+                        apply(left, change);
+                    } else {
+                        dropped.push(change.number);
+                    }
+                }
+            }
+        }
+        let mut content = |(name, inode): (String, usize)| {
+            let Inode { octets, durable, lost, .. } = &machine.inodes[inode];
+            let lengths = [*durable, durable.midpoint(octets.len()), octets.len()];
+            let options = if *durable == octets.len() {
+                1
+            } else if *lost {
+                2
+            } else {
+                3
+            };
+            let length = lengths[choices.choose(options)];
+            let octets = if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) };
+            Found { name, octets }
+        };
+        left.into_iter().flatten().map(&mut content).collect()
+    }
+}
