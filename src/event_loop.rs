@@ -188,7 +188,7 @@ impl EventLoop {
         let name = &config.protocol.hostname;
         let mut maildir = Maildir::open(disk, &config.maildir, name, random, config.min_free)
             .and_then(|mut maildir| maildir.prove().map(|()| maildir))
-            .map_err(|(path, error)| StartError(unusable(&path, &error)))?;
+            .map_err(|(path, error)| StartError(unusable(&config.maildir, &path, &error)))?;
         let poll_failed = |error: io::Error| StartError(format!("the system gives no event queue: {error}"));
         let poll = Poll::new().map_err(poll_failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(poll_failed)?);
@@ -439,7 +439,7 @@ fn remove_stale_socket(path: &Path) {
 }
 
 /// Why a directory can't be used, who we are, whose it is, and what mends it.
-fn unusable(path: &Path, error: &io::Error) -> String {
+fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> String {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut message = format!("can't keep mail in {}: {error}", path.display());
     let there = path.ancestors().find_map(|path| {
@@ -457,8 +457,8 @@ fn unusable(path: &Path, error: &io::Error) -> String {
         if !metadata.is_dir() {
             message.push_str("; it is no directory: choose another with --maildir DIR");
         } else if error.kind() == io::ErrorKind::PermissionDenied {
-            let quoted = format!("'{}'", path.display().to_string().replace('\'', "'\\''"));
-            message.push_str(&match nearest == path {
+            let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
+            message.push_str(&match nearest.starts_with(maildir) {
                 true => format!("; run: chown -R {user}:{group} {quoted} && chmod 0700 {quoted}"),
                 // The directory above may be anybody's and stays so.
                 false => format!("; run: install -d -o {user} -g {group} -m 0700 {quoted}"),

@@ -83,6 +83,9 @@ pub trait FileSystem {
     /// Room on the file system that holds `directory`.
     fn space(&mut self, directory: &Self::Directory) -> io::Result<Space>;
 
+    /// A number for the file system that `directory` is on.
+    fn device(&mut self, directory: &Self::Directory) -> io::Result<u64>;
+
     /// Whether `path` still names `directory` itself, not a newcomer in its place, nor nothing.
     fn is_same(&mut self, path: &Path, directory: &Self::Directory) -> io::Result<bool>;
 
@@ -363,6 +366,11 @@ impl FileSystem for Disk {
             // Btrfs, for one, has no table of files that could be full, and says 0 of 0.
             free_files: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },
         })
+    }
+
+    fn device(&mut self, directory: &OwnedFd) -> io::Result<u64> {
+        #[allow(clippy::unnecessary_cast)] // not everywhere
+        Ok(rustix::fs::fstat(directory)?.st_dev as u64)
     }
 
     fn is_same(&mut self, path: &Path, directory: &OwnedFd) -> io::Result<bool> {

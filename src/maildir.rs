@@ -218,6 +218,8 @@ pub struct Maildir<F: FileSystem> {
     /// The part of each name that tells our own files.
     own: String,
     directories: Option<Directories<F>>,
+    /// The file system that held the Maildir at the start.
+    device: Option<u64>,
     min_free: MinFree,
     deliveries: Slab<Delivery<F>>,
     /// Written, in order, waiting for a place among the flushes.
@@ -263,6 +265,7 @@ impl<F: FileSystem> Maildir<F> {
             host: name_host(hostname),
             own: format!("R{random:016x}"),
             directories: None,
+            device: None,
             min_free,
             deliveries: Slab::new(),
             written: Vec::new(),
@@ -486,12 +489,15 @@ impl<F: FileSystem> Maildir<F> {
         Ok(Some(Sweep::Remove { names, removed }))
     }
 
-    /// Opens the directories. Only at the start the Maildir itself is made: one that vanishes later may be on a card that
-    /// was pulled.
-    fn open_directories(&mut self, create: bool) -> Result<(), (PathBuf, io::Error)> {
-        let root = self.fs.open_directory(&self.path, create).map_err(|error| (self.path.clone(), error))?;
+    /// Opens the directories. The Maildir itself is made only at the start, and what it lacks only where it was then: if
+    /// it vanishes later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
+    fn open_directories(&mut self, start: bool) -> Result<(), (PathBuf, io::Error)> {
+        let at_root = |error| (self.path.clone(), error);
+        let root = self.fs.open_directory(&self.path, start).map_err(at_root)?;
+        let device = self.fs.device(&root).map_err(at_root)?;
+        let create = *self.device.get_or_insert(device) == device;
         let mut open = |index: usize, name: &CStr| {
-            self.fs.open_directory_in(&root, name, true).map_err(|error| (self.paths[index].clone(), error))
+            self.fs.open_directory_in(&root, name, create).map_err(|error| (self.paths[index].clone(), error))
         };
         self.directories = Some(Directories { tmp: open(0, c"tmp")?, new: open(1, c"new")?, cur: open(2, c"cur")? });
         Ok(())

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Client, Place, Server, mailchute_as_somebody, skip, stored, text, until};
+use common::{Client, Place, Server, mailchute_as_somebody, skip, stored, tell, text, until};
 use rustix::process::{Resource, Rlimit};
 
 /// How soon mail is taken again when the cause is gone: the disk is asked once a second.
@@ -32,7 +32,7 @@ impl Tmpfs {
         let mounted = Command::new("mount").args(tmpfs).arg(place.path()).output();
         match mounted {
             Ok(output) if output.status.success() => {
-                println!("the way: a tmpfs mounted with {options}");
+                tell(&format!("the way: a tmpfs mounted with {options}"));
                 Some(Self(place))
             }
             Ok(output) => {
@@ -227,7 +227,7 @@ fn assert_refused_nothing(client: &mut Client) {
 
 #[test]
 fn a_limit_of_file_sizes_refuses_what_is_larger() {
-    println!("the way: RLIMIT_FSIZE of 100,000 octets");
+    tell("the way: RLIMIT_FSIZE of 100,000 octets");
     let place = Place::new();
     let server = Server::start(&place, &[]);
     let mut client = server.connect();
@@ -276,7 +276,7 @@ fn a_maildir_that_is_gone_with_its_parent_refuses_until_it_is_back() {
     let line = server.wait_for_line("ERROR");
     assert!(line.contains(parent.join("Maildir").to_str().unwrap()) && line.contains("No such file"), "{line}");
     fs::create_dir(&parent).unwrap();
-    fs::create_dir(parent.join("Maildir")).unwrap();
+    put_back(&parent.join("Maildir"));
     assert_recovers(&mut client, 1000);
     assert_eq!((count(&parent, "new"), count(&parent, "tmp")), (1, 0));
     // Renamed in place of removed: what is accepted meanwhile is not lost, but all else is as before.
@@ -293,9 +293,9 @@ fn a_maildir_that_is_gone_with_its_parent_refuses_until_it_is_back() {
 }
 
 /// Makes what is missing of a Maildir.
-fn put_back(place: &Place) {
+fn put_back(maildir: &Path) {
     for directory in ["", "tmp", "new", "cur"] {
-        let _ = fs::create_dir(place.maildir().join(directory));
+        let _ = fs::create_dir(maildir.join(directory));
     }
 }
 
@@ -309,7 +309,7 @@ fn a_maildir_that_is_removed_refuses_until_it_is_back() {
         fs::remove_dir_all(place.maildir()).unwrap();
         assert_refused(&mut client, FAILED);
         assert!(!place.maildir().exists(), "it was made anew, but may be a card that was pulled");
-        put_back(&place);
+        put_back(&place.maildir());
         assert_recovers(&mut client, 1000);
         assert_whole(&place, 1, 1000);
     }
@@ -318,12 +318,54 @@ fn a_maildir_that_is_removed_refuses_until_it_is_back() {
         let before = if directory == "new" { 0 } else { place.files("new").len() };
         fs::remove_dir_all(place.maildir().join(directory)).unwrap();
         let reply = client.attempt(&text(1, 1000));
-        put_back(&place);
+        put_back(&place.maildir());
         let taken = usize::from(reply.starts_with("250 "));
         assert!(taken == 1 || reply.starts_with(FAILED), "{reply}");
         assert_recovers(&mut client, 1000);
         assert_whole(&place, before + taken + 1, 1000);
     }
+    server.stop();
+}
+
+/// Something mounted on another place, unmounted at the end.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn new(arguments: &[&str], from: &Path, to: &'a Path) -> Option<Self> {
+        let status = Command::new("mount").args(arguments).args([from, to]).status();
+        if status.is_ok_and(|status| status.success()) {
+            return Some(Self(to));
+        }
+        skip("mounting is not allowed here");
+        None
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_maildir_that_was_a_mount_refuses_until_it_is_mounted_again() {
+    let place = Place::new();
+    let (card, maildir) = (place.path().join("card"), place.maildir());
+    fs::create_dir(&card).unwrap();
+    fs::create_dir(&maildir).unwrap();
+    // A file system of its own, as a card has one.
+    let Some(_card) = Mounted::new(&["-t", "tmpfs"], Path::new("none"), &card) else { return };
+    let Some(mounted) = Mounted::new(&["--bind"], &card, &maildir) else { return };
+    let server = Server::start(&place, &[]);
+    let mut client = server.connect();
+    client.deliver(&text(1, 1000));
+    drop(mounted);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_refused(&mut client, FAILED);
+    assert_eq!(fs::read_dir(&maildir).unwrap().count(), 0, "mail lies below the mount point");
+    let _mounted = Mounted::new(&["--bind"], &card, &maildir);
+    assert_recovers(&mut client, 1000);
+    assert_whole(&place, 2, 1000);
     server.stop();
 }
 

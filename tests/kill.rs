@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::random::Random;
-use common::{Client, Place, Server, mailchute, stored, text};
+use common::{Client, Place, Server, mailchute, stored, tell, text};
 
 /// Kills of a server under load; as many again while it starts would teach little, so there are fewer of those.
 const KILLS: u64 = 50;
@@ -166,7 +166,8 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     let there = found.numbers();
     let lost = acknowledged.iter().filter(|number| !there.contains(number)).count();
     let (count, partial) = (acknowledged.len(), found.partial);
-    println!("messages acknowledged {count}, kills {}, lost {lost}, partial {partial}", KILLS + KILLS_AT_START);
+    let kills = KILLS + KILLS_AT_START;
+    tell(&format!("messages acknowledged {count}, kills {kills}, lost {lost}, partial {partial}"));
     println!("stored but not acknowledged {}, leftovers in tmp/ {leftovers}", found.whole.len() - count);
     println!("{:?} in all", started.elapsed());
     assert!(lost == 0 && partial == 0);

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Ended, Place, Server, bare_command, run, skip, stored, text};
+use common::{Ended, Place, Server, bare_command, run, skip, stored, tell, text};
 
 /// All calls that make, write, flush or name a file, or write to a socket.
 const CALLS: &str = "mkdir,mkdirat,write,writev,pwrite64,sendto,sendmsg,rename,renameat,renameat2,link,linkat,\
@@ -284,7 +284,7 @@ fn no_250_leaves_before_the_flushes_ended() {
     let asynchronous =
         |event: &&Event| matches!(event, Event::FlushEnded { ticket, .. } if !ticket.starts_with("line"));
     let ends = events.iter().filter(asynchronous).count();
-    println!("{ALL} messages acknowledged in order; io_getevents told of {ends} flushes");
+    tell(&format!("{ALL} messages acknowledged in order; io_getevents told of {ends} flushes"));
     if ends == 0 {
         skip("this system has no asynchronous flushes; their order was that of blocking ones");
     }

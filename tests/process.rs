@@ -654,6 +654,27 @@ fn a_maildir_that_is_not_ours_is_status_1_and_the_advice_mends_it() {
 }
 
 #[test]
+fn a_maildir_that_root_made_is_mended_by_one_command() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("only root can make a Maildir as root");
+    }
+    let place = Place::short();
+    Server::start(&place, &[]).connect().deliver("Subject: as root\r\n\r\n");
+    std::fs::set_permissions(place.maildir(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let start = || {
+        let (mut command, ..) = mailchute_as_somebody(&place);
+        command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir());
+        command
+    };
+    let ended = run(start());
+    assert_complaint(&ended, 1, &[place.maildir().to_str().unwrap(), "denied", "0:0", "65534:65534", "chown"]);
+    follow_the_advice(&ended.stderr);
+    let server = Server::ready(start());
+    server.connect().deliver("Subject: as somebody\r\n\r\n");
+    server.stop();
+}
+
+#[test]
 fn a_maildir_that_cannot_be_made_is_status_1_and_the_advice_spares_its_parent() {
     let place = Place::short();
     let parent = place.path().join("parent");
@@ -691,7 +712,7 @@ fn a_maildir_that_is_a_file_is_status_1() {
 
 #[test]
 fn modes_do_not_depend_on_the_umask() {
-    for umask in ["000", "077", "777"] {
+    for umask in ["000", "077"] {
         let place = Place::new();
         let mut command = mailchute_by_shell(&format!("umask {umask}; exec \"$@\""));
         command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir());

@@ -456,7 +456,7 @@ pub fn seed() -> u64 {
     let given = std::env::var("MAILCHUTE_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let seed = given.unwrap_or(time.as_nanos() as u64);
-    println!("MAILCHUTE_TEST_SEED={seed}");
+    tell(&format!("MAILCHUTE_TEST_SEED={seed}"));
     seed
 }
 
@@ -481,8 +481,12 @@ pub fn stored(text: &str) -> String {
     text.replace("\r\n..", "\r\n.").replace("\r\n", "\n")
 }
 
+/// Prints a line also where the test passes, whose `println!` cargo keeps to itself.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
 /// Says why something is not tested here, so that nobody takes it for tested.
 pub fn skip(why: &str) {
-    println!("SKIPPED: {why}");
-    eprintln!("SKIPPED: {why}");
+    tell(&format!("SKIPPED: {why}"));
 }

@@ -446,6 +446,10 @@ impl FileSystem for ModelDisk {
         Ok(machine.space)
     }
 
+    fn device(&mut self, _: &Handle) -> io::Result<u64> {
+        Ok(1)
+    }
+
     fn is_same(&mut self, path: &Path, directory: &Handle) -> io::Result<bool> {
         let mut machine = self.0.borrow_mut();
         machine.operation(Kind::IsSame, "")?;
