@@ -2,18 +2,20 @@
 //! then takes its turn.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use mio::event::Source;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Registry, Token, Waker};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_mio::v1_0::Signals;
 
@@ -33,10 +35,8 @@ const CONNECTIONS: usize = 1024;
 
 /// Events of one poll.
 const EVENTS_MAX: usize = 1024;
-
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
-
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,87 +52,37 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// A connection's socket.
-#[derive(Debug)]
-enum Stream {
-    Tcp(mio::net::TcpStream),
-    Unix(mio::net::UnixStream),
-}
-
-impl Read for Stream {
-    fn read(&mut self, place: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(place),
-            Self::Unix(stream) => stream.read(place),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(octets),
-            Self::Unix(stream) => stream.write(octets),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Stream {
-    fn source(&mut self) -> &mut dyn Source {
-        match self {
-            Self::Tcp(stream) => stream,
-            Self::Unix(stream) => stream,
-        }
-    }
-}
-
-enum Socket {
-    Tcp(mio::net::TcpListener),
-    Unix(mio::net::UnixListener, PathBuf),
-}
+/// What every socket of ours is made with.
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 struct Listener {
-    socket: Socket,
+    socket: OwnedFd,
+    /// Where it really listens: never at port 0.
+    place: Place,
     dialect: Dialect,
     /// Connections may wait to be taken; an event that was seen and not followed up never comes again.
     ready: bool,
 }
 
 impl Listener {
-    fn source(&mut self) -> &mut dyn Source {
-        match &mut self.socket {
-            Socket::Tcp(listener) => listener,
-            Socket::Unix(listener, _) => listener,
-        }
-    }
-
-    fn accept(&self) -> io::Result<(Stream, Peer)> {
-        match &self.socket {
-            Socket::Tcp(listener) => {
-                let (stream, address) = listener.accept()?;
+    /// Takes a newcomer. A `TcpStream` reads and writes Unix sockets, too.
+    fn accept(&self) -> Result<(TcpStream, Peer), Errno> {
+        let (socket, address) = rustix::net::acceptfrom_with(&self.socket, FLAGS)?;
+        let peer = match address.map(SocketAddr::try_from) {
+            Some(Ok(address)) => {
                 // Replies are written whole, so waiting for more would only delay them.
-                let _ = stream.set_nodelay(true);
-                Ok((Stream::Tcp(stream), Peer::Address(address.ip().to_canonical())))
+                let _ = sockopt::set_tcp_nodelay(&socket, true);
+                Peer::Address(address.ip().to_canonical())
             }
-            Socket::Unix(listener, _) => listener.accept().map(|(stream, _)| (Stream::Unix(stream), Peer::Local)),
-        }
-    }
-
-    fn place(&self) -> String {
-        match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().map_or_else(|error| error.to_string(), |it| it.to_string()),
-            Socket::Unix(_, path) => Place::Unix(path.clone()).to_string(),
-        }
+            _ => Peer::Local,
+        };
+        Ok((socket.into(), peer))
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Socket::Unix(_, path) = &self.socket {
+        if let Place::Unix(path) = &self.place {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -168,7 +118,7 @@ pub struct EventLoop {
     listeners: Vec<Listener>,
     /// When listeners that found no descriptor left are tried again.
     accept_again: Option<Instant>,
-    server: Server<Stream, Disk>,
+    server: Server<TcpStream, Disk>,
     waker: Arc<Waker>,
     signals: Option<Signals>,
     config: Config,
@@ -182,7 +132,7 @@ impl EventLoop {
     /// # Errors
     /// A socket that can't be had, or a Maildir that can't be written, each with what to do about it.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let mut listeners = bind_all(&config.listen)?;
+        let listeners = bind_all(&config.listen)?;
         let random = random_number();
         let disk = Disk::new(config.sync);
         let name = &config.protocol.hostname;
@@ -193,12 +143,10 @@ impl EventLoop {
         let poll = Poll::new().map_err(poll_failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(poll_failed)?);
         if let Some(event) = maildir.file_system().flush_event() {
-            let descriptor = event.as_raw_fd();
-            poll.registry().register(&mut SourceFd(&descriptor), FLUSHES, Interest::READABLE).map_err(poll_failed)?;
+            watch(&poll, &event, FLUSHES, Interest::READABLE).map_err(poll_failed)?;
         }
-        for (index, listener) in listeners.iter_mut().enumerate() {
-            let token = Token(LISTENERS + index);
-            poll.registry().register(listener.source(), token, Interest::READABLE).map_err(poll_failed)?;
+        for (token, listener) in (LISTENERS..).zip(&listeners) {
+            watch(&poll, &listener.socket, Token(token), Interest::READABLE).map_err(poll_failed)?;
         }
         let ids = MessageIds::new(random, std::process::id());
         let server = Server::new(&config, maildir, ids, Instant::now());
@@ -207,7 +155,7 @@ impl EventLoop {
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
     pub fn places(&self) -> Vec<String> {
-        self.listeners.iter().map(Listener::place).collect()
+        self.listeners.iter().map(|listener| listener.place.to_string()).collect()
     }
 
     /// What ends the loop from another thread.
@@ -235,7 +183,7 @@ impl EventLoop {
         // Said no sooner, as a signal from now on is heard.
         for listener in &self.listeners {
             let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
-            info!("listening on {}{protocol}", listener.place());
+            info!("listening on {}{protocol}", listener.place);
         }
         let path = std::path::absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
         info!("storing mail in {}", path.display());
@@ -253,7 +201,10 @@ impl EventLoop {
             for event in &events {
                 match event.token() {
                     WAKER => stops += 1,
-                    SIGNALS => stops += self.signals.as_mut().map_or(0, count_stops),
+                    SIGNALS => {
+                        let signals = self.signals.iter_mut().flat_map(Signals::pending);
+                        stops += signals.filter(|&signal| signal != SIGXFSZ).count();
+                    }
                     FLUSHES => self.server.mark_flushes(),
                     Token(token) if token < CONNECTIONS => {
                         if let Some(listener) = self.listeners.get_mut(token - LISTENERS) {
@@ -316,19 +267,21 @@ impl EventLoop {
         for listener in self.listeners.iter_mut().filter(|listener| listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
                 match listener.accept() {
-                    Ok((mut stream, peer)) => {
+                    Ok((stream, peer)) => {
                         let token = Token(CONNECTIONS + self.server.vacant_key());
-                        if let Err(error) = register(self.poll.registry(), &mut stream, token) {
+                        if let Err(error) = watch(&self.poll, &stream, token, Interest::READABLE | Interest::WRITABLE) {
                             warn!("a connection from {peer} can't be watched: {error}");
                             continue;
                         }
                         self.server.accept(stream, peer, listener.dialect, now);
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Err(Errno::AGAIN) => {
                         listener.ready = false;
                         break;
                     }
-                    Err(error) if is_shortage(&error) => {
+                    // Waiting helps, trying at once does not.
+                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                        let error = io::Error::from(error);
                         warn!("no room for a newcomer: {error}; those who are here go on");
                         self.accept_again = Some(now.instant + ACCEPT_PAUSE);
                         return;
@@ -341,20 +294,8 @@ impl EventLoop {
     }
 }
 
-fn register(registry: &Registry, stream: &mut Stream, token: Token) -> io::Result<()> {
-    registry.register(stream.source(), token, Interest::READABLE | Interest::WRITABLE)
-}
-
-/// How many of the signals that came ask for the end.
-fn count_stops(signals: &mut Signals) -> usize {
-    signals.pending().filter(|&signal| signal != SIGXFSZ).count()
-}
-
-/// Whether the system lacks descriptors or memory: waiting helps, trying at once does not.
-fn is_shortage(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    shortages.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> io::Result<()> {
+    poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
 /// 64 bits that no other run has.
@@ -371,15 +312,13 @@ fn random_number() -> u64 {
 fn bind_all(places: &[Listen]) -> Result<Vec<Listener>, StartError> {
     let mut listeners = Vec::with_capacity(places.len());
     for listen in places.iter().take(CONNECTIONS - LISTENERS) {
-        match bind(&listen.place) {
-            Ok(socket) => listeners.push(Listener { socket, dialect: listen.dialect, ready: false }),
-            Err(error) if listen.optional && is_missing_family(&error) => {
-                warn!("not listening on {}: this system has no such address ({error})", listen.place);
+        let place = &listen.place;
+        match bind(place) {
+            Ok((socket, place)) => listeners.push(Listener { socket, place, dialect: listen.dialect, ready: false }),
+            Err(error) if listen.optional && is_missing_address(&error) => {
+                warn!("not listening on {place}: this system has no such address ({error})");
             }
-            Err(error) => {
-                let place = &listen.place;
-                return Err(StartError(format!("can't listen on {place}: {error}; {}", bind_advice(&error))));
-            }
+            Err(error) => return Err(StartError(format!("can't listen on {place}: {error}; {}", bind_advice(&error)))),
         }
     }
     if listeners.is_empty() {
@@ -388,9 +327,8 @@ fn bind_all(places: &[Listen]) -> Result<Vec<Listener>, StartError> {
     Ok(listeners)
 }
 
-fn is_missing_family(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::AddrNotAvailable
-        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+fn is_missing_address(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
 }
 
 fn bind_advice(error: &io::Error) -> &'static str {
@@ -404,36 +342,41 @@ fn bind_advice(error: &io::Error) -> &'static str {
     }
 }
 
-fn bind(place: &Place) -> io::Result<Socket> {
-    match place {
+/// Binds a socket; the place that is returned has the port that a port 0 became.
+fn bind(place: &Place) -> io::Result<(OwnedFd, Place)> {
+    let family = match place {
+        Place::Tcp(SocketAddr::V4(_)) => AddressFamily::INET,
+        Place::Tcp(SocketAddr::V6(_)) => AddressFamily::INET6,
+        Place::Unix(_) => AddressFamily::UNIX,
+    };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, FLAGS, None)?;
+    let mut place = place.clone();
+    match &mut place {
         Place::Tcp(address) => {
-            let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket: OwnedFd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
             // A server that comes back finds its address free though old connections linger.
             sockopt::set_socket_reuseaddr(&socket, true)?;
             if address.is_ipv6() {
                 // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
                 sockopt::set_ipv6_v6only(&socket, true)?;
             }
-            rustix::net::bind(&socket, address)?;
-            rustix::net::listen(&socket, BACKLOG)?;
-            Ok(Socket::Tcp(mio::net::TcpListener::from_std(socket.into())))
+            rustix::net::bind(&socket, &*address)?;
+            *address = rustix::net::getsockname(&socket)?.try_into()?;
         }
         Place::Unix(path) => {
             remove_stale_socket(path);
-            let listener = mio::net::UnixListener::bind(path)?;
+            rustix::net::bind(&socket, &SocketAddrUnix::new(&*path)?)?;
             // As on loopback, every user of this machine may send mail.
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-            Ok(Socket::Unix(listener, path.clone()))
         }
     }
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok((socket, place))
 }
 
 /// Removes a socket that a server which was killed left behind.
 fn remove_stale_socket(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+    if is_socket && UnixStream::connect(path).is_err() {
         let _ = std::fs::remove_file(path);
     }
 }
