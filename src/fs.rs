@@ -4,6 +4,7 @@ use crate::sys::{FlushKind, Flusher};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -68,8 +69,7 @@ pub trait FileSystem {
     /// Removes `name`; a name that is not there is `NotFound`.
     fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()>;
 
-    /// Begins a flush, or queues it until [`submit`](Self::submit). What is flushed stays open until the end is
-    /// reported.
+    /// Begins a flush, or queues it until [`submit`](Self::submit). It stays open until the end is reported.
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket);
 
     /// Hands all queued flushes to the kernel. Returns whether some have ended already: then
@@ -118,9 +118,8 @@ const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// The real disk.
 pub struct Disk {
     sync: SyncMode,
-    /// Present once it was proved to work. Without it flushes wait in `queued` and are done by `submit`.
+    /// Present once it was proved to work. Without it `begin_flush` waits for the disk.
     flusher: Option<Flusher>,
-    queued: Vec<(OwnedFd, FlushKind, Ticket)>,
     ended: VecDeque<(Ticket, io::Result<()>)>,
     /// Whether the umask takes away what files are to have; unknown before the first file.
     umask_bites: Option<bool>,
@@ -129,17 +128,9 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk whose flushes block, in [`submit`](FileSystem::submit), until [`prove_flushes`](Self::prove_flushes)
-    /// found that they need not.
+    /// A disk whose flushes block until [`prove_flushes`](Self::prove_flushes) found that they need not.
     pub fn new(sync: SyncMode) -> Self {
-        Self {
-            sync,
-            flusher: None,
-            queued: Vec::new(),
-            ended: VecDeque::new(),
-            umask_bites: None,
-            link_to_rename: false,
-        }
+        Self { sync, flusher: None, ended: VecDeque::new(), umask_bites: None, link_to_rename: false }
     }
 
     /// Flushes `file` and `directory` asynchronously, waits for both, and has later flushes done in that way. Both are
@@ -172,29 +163,21 @@ impl Disk {
             // Here its level is asked, not its edges.
             let _ = rustix::io::read(flusher.event(), &mut [0; 8]);
         }
-        failed.map_or_else(
-            || {
-                self.flusher = Some(flusher);
-                Ok(())
-            },
-            Err,
-        )
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        self.flusher = Some(flusher);
+        Ok(())
     }
 
     /// What becomes readable, to be polled edge-triggered, when [`ended_flush`](FileSystem::ended_flush) has something
-    /// to tell. `None` while flushes block; then `ended_flush` knows everything after `submit`.
+    /// to tell. `None` while flushes block.
     pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
         self.flusher.as_ref().map(Flusher::event)
     }
 
     /// Opens `path` below `at`, and makes it before if that is asked for.
-    fn open(
-        &self,
-        at: BorrowedFd<'_>,
-        path: impl rustix::path::Arg + Copy,
-        flags: OFlags,
-        create: bool,
-    ) -> io::Result<OwnedFd> {
+    fn open(&self, at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: bool) -> io::Result<OwnedFd> {
         match rustix::fs::openat(at, path, flags, Mode::empty()) {
             Err(Errno::NOENT) if create => {}
             opened => return Ok(opened?),
@@ -239,16 +222,11 @@ fn readable(event: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
 
 /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
 fn flush(file: impl AsFd, kind: FlushKind) -> io::Result<()> {
-    match kind {
-        // Apple's fsync leaves the octets in the drive's cache, and its fdatasync is no better.
-        #[cfg(target_vendor = "apple")]
-        _ => rustix::fs::fcntl_fullfsync(file)?,
-        #[cfg(not(target_vendor = "apple"))]
-        FlushKind::Data => rustix::fs::fdatasync(file)?,
-        #[cfg(not(target_vendor = "apple"))]
-        FlushKind::All => rustix::fs::fsync(file)?,
-    }
-    Ok(())
+    let flushed = match kind {
+        FlushKind::Data => rustix::fs::fdatasync(file),
+        FlushKind::All => rustix::fs::fsync(file),
+    };
+    Ok(flushed?)
 }
 
 /// Whether both are the same file or directory.
@@ -302,9 +280,9 @@ impl FileSystem for Disk {
 
     fn rename(&mut self, from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr) -> io::Result<()> {
         if !self.link_to_rename {
-            #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+            #[cfg(target_os = "linux")]
             let renamed = rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE);
-            #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+            #[cfg(not(target_os = "linux"))]
             let renamed: Result<(), _> = Err(Errno::NOSYS);
             match renamed {
                 // The kernel does not know the call, or the file system (NFS, some FUSE) not the flag.
@@ -336,19 +314,12 @@ impl FileSystem for Disk {
         match (self.sync, &mut self.flusher) {
             (SyncMode::Never, _) => self.ended.push_back((ticket, Ok(()))),
             (SyncMode::Always, Some(flusher)) => flusher.queue(file.as_fd(), kind, ticket),
-            // A duplicate shares the open file, and with it the errors that are told once for each. Where there is no
-            // descriptor left for one, the flush is done now.
-            (SyncMode::Always, None) => match file.try_clone() {
-                Ok(file) => self.queued.push((file, kind, ticket)),
-                Err(_) => self.ended.push_back((ticket, flush(file, kind))),
-            },
+            (SyncMode::Always, None) => self.ended.push_back((ticket, flush(file, kind))),
         }
     }
 
     fn submit(&mut self) -> bool {
-        let refused = self.flusher.as_mut().is_some_and(Flusher::submit);
-        self.ended.extend(self.queued.drain(..).map(|(file, kind, ticket)| (ticket, flush(file, kind))));
-        refused || !self.ended.is_empty()
+        self.flusher.as_mut().is_some_and(Flusher::submit) || !self.ended.is_empty()
     }
 
     fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)> {
@@ -387,14 +358,13 @@ impl FileSystem for Disk {
     }
 
     fn next_name(&mut self, listing: &mut Dir) -> io::Result<Option<CString>> {
-        loop {
-            let Some(found) = listing.read() else { return Ok(None) };
-            let found = found?;
+        while let Some(found) = listing.read().transpose()? {
             let name = found.file_name();
             if name != c"." && name != c".." {
                 return Ok(Some(name.to_owned()));
             }
         }
+        Ok(None)
     }
 
     fn modified(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<SystemTime> {

@@ -26,7 +26,6 @@ mod linux {
     use std::collections::VecDeque;
     use std::io;
     use std::mem::{offset_of, size_of};
-    use std::ops::Range;
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
     use std::ptr;
 
@@ -86,11 +85,8 @@ mod linux {
         in_flight: usize,
         in_flight_max: usize,
         queued: VecDeque<Iocb>,
-        /// Requests that the kernel did not take, with its reason.
-        refused: VecDeque<(u64, io::Result<()>)>,
-        /// Ends fetched from the kernel; those in `untold` are still to be told.
-        ends: [IoEvent; BATCH],
-        untold: Range<usize>,
+        /// Ends that are still to be told, among them those of requests that the kernel did not take.
+        ended: VecDeque<(u64, io::Result<()>)>,
         /// Whether the last call fetched all ends there were.
         drained: bool,
     }
@@ -102,23 +98,15 @@ mod linux {
         /// `ENOSYS` or `EPERM` where the kernel has no AIO or a filter forbids it, `EAGAIN` when the machine's
         /// `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
         pub fn new(in_flight_max: usize) -> io::Result<Self> {
+            let in_flight_max = in_flight_max.max(1);
             let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
             let mut context: libc::c_ulong = 0; // or the call refuses it
             // SAFETY: the kernel writes one aio_context_t, as wide as a c_ulong, through the pointer during the call.
-            if unsafe { libc::syscall(libc::SYS_io_setup, in_flight_max.max(1), &raw mut context) } < 0 {
+            if unsafe { libc::syscall(libc::SYS_io_setup, in_flight_max, &raw mut context) } < 0 {
                 return Err(io::Error::last_os_error());
             }
-            Ok(Self {
-                context,
-                event,
-                in_flight: 0,
-                in_flight_max: in_flight_max.max(1),
-                queued: VecDeque::new(),
-                refused: VecDeque::new(),
-                ends: [IoEvent::default(); BATCH],
-                untold: 0..0,
-                drained: false,
-            })
+            let (queued, ended) = (VecDeque::new(), VecDeque::new());
+            Ok(Self { context, event, in_flight: 0, in_flight_max, queued, ended, drained: false })
         }
 
         /// What becomes readable when flushes end. Made for edge-triggered polling: each end is an edge of its own, so
@@ -141,12 +129,13 @@ mod linux {
         }
 
         /// Hands what is queued to the kernel, as far as the limit allows; the rest follows as others end. Returns
-        /// whether some were not taken, which is no event: ask [`ended`](Self::ended) then.
+        /// whether ends are there already, as of those that were not taken, which is no event: ask
+        /// [`ended`](Self::ended) then.
         pub fn submit(&mut self) -> bool {
             loop {
                 let wanted = self.queued.len().min(BATCH).min(self.in_flight_max - self.in_flight);
                 if wanted == 0 {
-                    return !self.refused.is_empty();
+                    return !self.ended.is_empty();
                 }
                 let mut pointers = [ptr::null_mut::<Iocb>(); BATCH];
                 for (pointer, request) in pointers.iter_mut().zip(self.queued.iter_mut().take(wanted)) {
@@ -167,11 +156,9 @@ mod linux {
                         let error = io::Error::last_os_error();
                         // Those under way will make room. Were there none, nothing would ever bring us back here.
                         if error.raw_os_error() == Some(libc::EAGAIN) && self.in_flight > 0 {
-                            return !self.refused.is_empty();
+                            return !self.ended.is_empty();
                         }
-                        if let Some(request) = self.queued.pop_front() {
-                            self.refused.push_back((request.data, Err(error)));
-                        }
+                        self.ended.extend(self.queued.pop_front().map(|request| (request.data, Err(error))));
                     }
                 }
             }
@@ -180,17 +167,8 @@ mod linux {
         /// The next flush that ended, with its ticket and result; `None` when no other has ended by now.
         pub fn ended(&mut self) -> Option<(u64, io::Result<()>)> {
             loop {
-                if let Some(refused) = self.refused.pop_front() {
-                    return Some(refused);
-                }
-                if let Some(end) = self.untold.next().and_then(|index| self.ends.get(index)) {
-                    let result = match end.result {
-                        0.. => Ok(()),
-                        errno => {
-                            Err(io::Error::from_raw_os_error(i32::try_from(errno.unsigned_abs()).unwrap_or(libc::EIO)))
-                        }
-                    };
-                    return Some((end.data, result));
+                if let Some(ended) = self.ended.pop_front() {
+                    return Some(ended);
                 }
                 if std::mem::take(&mut self.drained) || !self.reap() {
                     return None;
@@ -199,20 +177,25 @@ mod linux {
             }
         }
 
-        /// Fetches ends into `ends`, all of whose content was told; false when there are none.
+        /// Fetches ends; false when there are none.
         fn reap(&mut self) -> bool {
+            let mut events = [IoEvent::default(); BATCH];
             let (least, timeout) = (0 as libc::c_long, ptr::null::<libc::timespec>());
-            // SAFETY: the kernel writes at most BATCH events through the pointer, during the call, and `ends` has room
-            // for them; any octets are a valid IoEvent. As no event is asked for at least, the call does not wait,
+            // SAFETY: the kernel writes at most BATCH events through the pointer, during the call, and `events` has
+            // room for them; any octets are a valid IoEvent. As no event is asked for at least, the call does not wait,
             // although the missing timeout means "without end".
             let count = unsafe {
-                libc::syscall(libc::SYS_io_getevents, self.context, least, BATCH, self.ends.as_mut_ptr(), timeout)
+                libc::syscall(libc::SYS_io_getevents, self.context, least, BATCH, events.as_mut_ptr(), timeout)
             };
-            self.untold = 0..usize::try_from(count).unwrap_or(0).min(BATCH);
-            self.in_flight = self.in_flight.saturating_sub(self.untold.len());
+            let count = usize::try_from(count).unwrap_or(0);
+            self.in_flight = self.in_flight.saturating_sub(count);
+            self.ended.extend(events.iter().take(count).map(|event| match i32::try_from(event.result) {
+                Ok(0..) => (event.data, Ok(())),
+                errno => (event.data, Err(io::Error::from_raw_os_error(errno.map_or(libc::EIO, i32::wrapping_neg)))),
+            }));
             // An end that comes from now on brings an edge of its own.
-            self.drained = (1..BATCH).contains(&self.untold.len());
-            !self.untold.is_empty()
+            self.drained = (1..BATCH).contains(&count);
+            count > 0
         }
     }
 
