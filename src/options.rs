@@ -6,6 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lexopt::Arg;
 use mailchute::Config;
 use mailchute::config::{Listen, Place, is_hostname};
 use mailchute::fs::SyncMode;
@@ -13,42 +14,28 @@ use mailchute::maildir::MinFree;
 use mailchute::smtp::data::{BareNewline, LineEnd};
 use mailchute::smtp::session::Dialect;
 
-/// One option: `--name VALUE`, or `MAILCHUTE_NAME` in the environment.
-struct Row {
-    name: &'static str,
-    /// What stands for its value in the help; empty for a switch.
-    value: &'static str,
-    /// Whether it may be given several times (separated by commas in the environment).
-    repeatable: bool,
-    help: &'static str,
-}
-
-const fn row(name: &'static str, value: &'static str, help: &'static str) -> Row {
-    Row { name, value, repeatable: false, help }
-}
-
-const fn repeatable(name: &'static str, value: &'static str, help: &'static str) -> Row {
-    Row { name, value, repeatable: true, help }
-}
-
-const OPTIONS: [Row; 16] = [
-    repeatable("listen", "ADDR", "take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]"),
-    repeatable("lmtp", "ADDR", "take LMTP here: IP:PORT or unix:PATH"),
-    row("maildir", "DIR", "keep the mail here; made if missing [./Maildir]"),
-    row("hostname", "NAME", "our name in greeting and headers [the system's]"),
-    row("max-size", "BYTES", "largest message; 10M, 1G … work [25M]"),
-    row("sync", "WHEN", "always: say 250 when the disk has it; never: do not wait [always]"),
-    row("min-free", "BYTES|N%", "refuse mail with less space free [16M or 2%, the smaller]"),
-    row("bare-newline", "WHAT", "lone CR or LF in a message: normalize or reject [normalize]"),
-    row("crlf", "WHAT", "line ends in files: convert (LF) or keep (CRLF) [convert]"),
-    row("auth", "WHAT", "accept-any: take every login; it proves nothing [off]"),
-    row("strict", "", "keep to the RFCs to the letter, for testers"),
-    row("timeout", "TIME", "close after so long a silence: 300s, 5m … [5m]"),
-    row("max-messages", "N", "messages of one connection, announced as MAILMAX [any number]"),
-    row("max-connections", "N", "more are told 421 [1000]"),
-    row("grace", "TIME", "what messages under way get when told to stop [8s]"),
-    row("log", "LEVEL", "off, error, warn, info, debug or trace [info, or RUST_LOG]"),
+/// Each option's name (`MAILCHUTE_NAME` in the environment), what stands for its value in the help, and its help.
+const OPTIONS: [(&str, &str, &str); 16] = [
+    ("listen", "ADDR", "take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]"),
+    ("lmtp", "ADDR", "take LMTP here: IP:PORT or unix:PATH"),
+    ("maildir", "DIR", "keep the mail here; made if missing [./Maildir]"),
+    ("hostname", "NAME", "our name in greeting and headers [the system's]"),
+    ("max-size", "BYTES", "largest message; 10M, 1G … work [25M]"),
+    ("sync", "WHEN", "always: say 250 when the disk has it; never: do not wait [always]"),
+    ("min-free", "BYTES|N%", "refuse mail with less space free [16M or 2%, the smaller]"),
+    ("bare-newline", "WHAT", "lone CR or LF in a message: normalize or reject [normalize]"),
+    ("crlf", "WHAT", "line ends in files: convert (LF) or keep (CRLF) [convert]"),
+    ("auth", "WHAT", "accept-any: take every login; it proves nothing [off]"),
+    ("strict", "", "keep to the RFCs to the letter, for testers"),
+    ("timeout", "TIME", "close after so long a silence: 300s, 5m … [5m]"),
+    ("max-messages", "N", "messages of one connection, announced as MAILMAX [any number]"),
+    ("max-connections", "N", "more are told 421 [1000]"),
+    ("grace", "TIME", "what messages under way get when told to stop [8s]"),
+    ("log", "LEVEL", "off, error, warn, info, debug or trace [info, or RUST_LOG]"),
 ];
+
+/// Options that may be given several times, or with several values separated by commas in the environment.
+const REPEATABLE: [&str; 2] = ["listen", "lmtp"];
 
 /// What the command line asks for.
 pub enum Request {
@@ -69,69 +56,56 @@ pub fn parse(
     let mut given: [Vec<OsString>; OPTIONS.len()] = Default::default();
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
-        let lexopt::Arg::Long(name) = argument else {
-            match argument {
-                lexopt::Arg::Short('h') => return Ok(Request::Print(help())),
-                lexopt::Arg::Short('V') => return Ok(Request::Print(version())),
-                _ => return Err(argument.unexpected().to_string()),
-            }
+        let name = match argument {
+            Arg::Long("help") | Arg::Short('h') => return Ok(Request::Print(help())),
+            Arg::Long("version") | Arg::Short('V') => return Ok(Request::Print(VERSION.to_owned())),
+            Arg::Long(name) => name,
+            _ => return Err(argument.unexpected().to_string()),
         };
-        match name {
-            "help" => return Ok(Request::Print(help())),
-            "version" => return Ok(Request::Print(version())),
-            _ => {}
-        }
-        let Some(index) = OPTIONS.iter().position(|row| row.name == name) else {
+        let Some(index) = OPTIONS.iter().position(|(known, ..)| *known == name) else {
             return Err(argument.unexpected().to_string());
         };
-        let (row, values) = (&OPTIONS[index], &mut given[index]);
-        let value = match row.value {
-            "" => OsString::from("yes"),
+        let value = match OPTIONS[index] {
+            (_, "", _) => OsString::from("yes"),
             _ => parser.value().map_err(|error| error.to_string())?,
         };
-        if !row.repeatable {
-            values.clear();
+        if !REPEATABLE.contains(&OPTIONS[index].0) {
+            given[index].clear();
         }
-        values.push(value);
+        given[index].push(value);
     }
     let mut config = Config::default();
     let mut level = None;
-    for (row, values) in OPTIONS.iter().zip(given) {
-        let (source, values) = if values.is_empty() {
-            let variable = variable(row.name);
-            let values = environment(&variable).filter(|value| !value.is_empty());
-            (variable, values.map(|value| split(row, value)).unwrap_or_default())
-        } else {
-            (format!("--{}", row.name), values)
-        };
-        if row.name == "listen" && !values.is_empty() {
+    for ((name, ..), mut values) in OPTIONS.into_iter().zip(given) {
+        let mut source = format!("--{name}");
+        if values.is_empty() {
+            source = format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"));
+            values = environment(&source).map(|value| split(name, value)).unwrap_or_default();
+        }
+        if name == "listen" && !values.is_empty() {
             config.listen.retain(|listen| !listen.optional);
         }
         for value in values {
             // A path may be any octets; all else is text.
             let text = value.to_string_lossy().into_owned();
-            if row.name == "maildir" {
+            if name == "maildir" {
                 config.maildir = PathBuf::from(value);
                 continue;
             }
-            apply(row.name, text.trim(), &mut config, &mut level)
+            apply(name, text.trim(), &mut config, &mut level)
                 .map_err(|problem| format!("{source}: \"{text}\" {problem}"))?;
         }
     }
     Ok(Request::Serve(Box::new(config), level))
 }
 
-/// The values in a variable: several, where the option may be given several times.
-fn split(row: &Row, value: OsString) -> Vec<OsString> {
-    if !row.repeatable {
-        return vec![value];
-    }
-    let text = value.to_string_lossy();
-    text.split(',').filter(|part| !part.trim().is_empty()).map(OsString::from).collect()
-}
-
-fn variable(name: &str) -> String {
-    format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"))
+/// The values in a variable, none if it is empty.
+fn split(name: &str, value: OsString) -> Vec<OsString> {
+    let values = match value.to_str().filter(|_| REPEATABLE.contains(&name)) {
+        Some(text) => text.split(',').filter(|part| !part.trim().is_empty()).map(OsString::from).collect(),
+        None => vec![value],
+    };
+    values.into_iter().filter(|value| !value.is_empty()).collect()
 }
 
 fn apply(name: &str, value: &str, config: &mut Config, level: &mut Option<log::LevelFilter>) -> Result<(), String> {
@@ -202,19 +176,23 @@ fn address(value: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| "has no address".to_owned())
 }
 
+/// A number and its unit, as the number of octets or milliseconds that `unit` says.
+fn quantity(value: &str, unit: impl Fn(&str) -> Option<u64>) -> Option<u64> {
+    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, name) = value.split_at(digits);
+    number.parse::<u64>().ok()?.checked_mul(unit(name.trim())?)
+}
+
 /// A number of octets with `K`, `M`, `G` or `T` (powers of 1,024), as people write it: `10M`, `10MB`, `10MiB`.
 fn octets(value: &str) -> Option<u64> {
-    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = value.split_at(digits);
-    let shift = match unit.trim().to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KB" | "KIB" => 10,
-        "M" | "MB" | "MIB" => 20,
-        "G" | "GB" | "GIB" => 30,
-        "T" | "TB" | "TIB" => 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    quantity(value, |unit| match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => Some(1),
+        "K" | "KB" | "KIB" => Some(1 << 10),
+        "M" | "MB" | "MIB" => Some(1 << 20),
+        "G" | "GB" | "GIB" => Some(1 << 30),
+        "T" | "TB" | "TIB" => Some(1 << 40),
+        _ => None,
+    })
 }
 
 fn min_free(value: &str) -> Option<MinFree> {
@@ -226,39 +204,32 @@ fn min_free(value: &str) -> Option<MinFree> {
 
 /// A time with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.
 fn duration(value: &str) -> Option<Duration> {
-    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = value.split_at(digits);
-    let milliseconds: u64 = match unit.trim() {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return None,
-    };
+    let milliseconds = quantity(value, |unit| match unit {
+        "ms" => Some(1),
+        "" | "s" => Some(1000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
+    });
     // A year is more than any timeout, and small enough to be added to a clock.
-    let most = 366 * 86_400_000;
-    number.parse::<u64>().ok()?.checked_mul(milliseconds).filter(|&it| it <= most).map(Duration::from_millis)
+    milliseconds.filter(|&it| it <= 366 * 86_400_000).map(Duration::from_millis)
 }
 
-fn version() -> String {
-    format!("mailchute {}\n", env!("CARGO_PKG_VERSION"))
-}
+const VERSION: &str = concat!("mailchute ", env!("CARGO_PKG_VERSION"), "\n");
 
 fn help() -> String {
-    let mut text = version();
-    text.push_str(
-        "Takes mail by SMTP and has it safely in a Maildir before it says 250.\n\nUsage: mailchute [OPTION]…\n\n",
-    );
-    for Row { name, value, repeatable, help } in &OPTIONS {
-        let option = if value.is_empty() { format!("--{name}") } else { format!("--{name} {value}") };
-        let more = if *repeatable { " (repeatable)" } else { "" };
+    let mut text = String::from(VERSION);
+    text.push_str("Takes mail by SMTP and has it safely in a Maildir before it says 250.\n\n");
+    text.push_str("Usage: mailchute [OPTION]…\n\n");
+    for (name, value, help) in OPTIONS {
+        let option = format!("--{name} {value}");
+        let more = if REPEATABLE.contains(&name) { " (repeatable)" } else { "" };
         let _ = writeln!(text, "  {option:<24} {help}{more}");
     }
     let _ = writeln!(text, "  {:<24} print this and end\n  {:<24} print the version and end", "--help", "--version");
-    text.push_str(
-        "\nEach option can also be given as an environment variable: MAILCHUTE_LISTEN, MAILCHUTE_MAX_SIZE …\n",
-    );
+    text.push_str("\nEach option can also be given as an environment variable: ");
+    text.push_str("MAILCHUTE_LISTEN, MAILCHUTE_MAX_SIZE …\n");
     text.push_str("A flag wins over its variable. Several values in a variable are separated by commas.\n");
     text
 }
