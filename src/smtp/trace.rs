@@ -1,12 +1,9 @@
 //! What the server writes on top of a message: its id, where it came from and when (RFC 5321 4.4).
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// Room for the longest id: six numbers of at most 20 digits and their letters.
-const ID_OCTETS: usize = 80;
 
 /// Gives every message of this process an id that no other process, on any host, gives.
 ///
@@ -29,63 +26,32 @@ impl MessageIds {
     /// The next id.
     pub fn next(&mut self, now: SystemTime) -> MessageId {
         self.sequence += 1;
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let mut id = MessageId { seconds: since.as_secs(), text: FixedText::default() };
-        let _ = write!(id.text, "M{}R{:016x}P{}Q{}", since.subsec_micros(), self.random, self.process, self.sequence);
-        id
-    }
-
-    /// The part of every id that tells this run of the server from all others.
-    pub const fn random(&self) -> u64 {
-        self.random
-    }
-}
-
-/// Text in place, without an allocation; what does not fit is an error of `write!`.
-#[derive(Clone, Copy, Debug)]
-struct FixedText {
-    octets: [u8; ID_OCTETS],
-    length: usize,
-}
-
-impl Default for FixedText {
-    fn default() -> Self {
-        Self { octets: [0; ID_OCTETS], length: 0 }
-    }
-}
-
-impl fmt::Write for FixedText {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let end = self.length + text.len();
-        let place = self.octets.get_mut(self.length..end).ok_or(fmt::Error)?;
-        place.copy_from_slice(text.as_bytes());
-        self.length = end;
-        Ok(())
+        let Self { random, process, sequence } = *self;
+        MessageId { since: now.duration_since(UNIX_EPOCH).unwrap_or_default(), random, process, sequence }
     }
 }
 
 /// The id of one message: in its `Received` line, in the reply, in the log and in its file's name.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MessageId {
-    seconds: u64,
-    text: FixedText,
+    since: Duration,
+    random: u64,
+    process: u32,
+    sequence: u64,
 }
 
 impl MessageId {
     /// When the message began, in seconds since 1970: the first part of the unique name.
     pub const fn seconds(&self) -> u64 {
-        self.seconds
-    }
-
-    /// The id as text, an atom of RFC 5322.
-    pub fn as_str(&self) -> &str {
-        self.text.octets.get(..self.text.length).and_then(|octets| std::str::from_utf8(octets).ok()).unwrap_or_default()
+        self.since.as_secs()
     }
 }
 
+/// As an atom of RFC 5322.
 impl fmt::Display for MessageId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
+        let Self { since, random, process, sequence } = self;
+        write!(formatter, "M{}R{random:016x}P{process}Q{sequence}", since.subsec_micros())
     }
 }
 
@@ -143,8 +109,8 @@ impl Received<'_> {
     /// Appends the line, folded, with `line_end` after each of its parts.
     pub fn write(&self, line_end: &str, header: &mut Vec<u8>) {
         let Self { hello, peer, host, protocol, id, recipient, .. } = self;
-        let _ = match hello {
-            &"" => write!(header, "Received: from {peer}"),
+        let _ = match *hello {
+            "" => write!(header, "Received: from {peer}"),
             _ => write!(header, "Received: from {hello} ({peer})"),
         };
         let _ = write!(header, "{line_end}\tby {host} with {protocol} id {id}");
