@@ -13,16 +13,12 @@ use crate::smtp::session::{Dialect, Settings};
 /// Octets of a block: one read, and a message that waits for the rest of it in memory. A message that is shorter, with
 /// its trace lines, reaches its file in one write.
 pub const BLOCK_OCTETS: usize = 64 * 1024;
-
 /// Blocks that all connections share; when all are lent, messages wait in their files.
 pub const BLOCKS_MAX: usize = 64;
-
 /// Octets that are read from a peer at a time while no block is free.
 pub const SMALL_OCTETS: usize = 4096;
-
 /// Reads from one connection in one turn of the loop; one busy peer can't starve the rest.
 pub const TURN_READS_MAX: usize = 4;
-
 /// Connections taken from one listener in one turn.
 pub const TURN_ACCEPTS_MAX: usize = 64;
 
@@ -78,13 +74,10 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let listen = |host: IpAddr| Listen {
-            place: Place::Tcp(SocketAddr::new(host, 2525)),
-            dialect: Dialect::Smtp,
-            optional: true,
-        };
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let places = loopback.map(|host| Place::Tcp((host, 2525).into()));
         Self {
-            listen: vec![listen(Ipv4Addr::LOCALHOST.into()), listen(Ipv6Addr::LOCALHOST.into())],
+            listen: places.map(|place| Listen { place, dialect: Dialect::Smtp, optional: true }).into(),
             maildir: PathBuf::from("Maildir"),
             sync: SyncMode::Always,
             min_free: MinFree::Usual,

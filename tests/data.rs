@@ -483,10 +483,10 @@ fn keeps_its_state_in_a_few_octets() {
 
 /// Whether `message` is a mail loop, and whether its header section ends, read at once and in parts.
 fn scan(message: &[u8]) -> (bool, bool) {
-    let mut whole = HeaderScanner::new();
+    let mut whole = HeaderScanner::default();
     whole.scan(message);
     for octets in 1..=40 {
-        let mut parts = HeaderScanner::new();
+        let mut parts = HeaderScanner::default();
         message.chunks(octets).for_each(|part| parts.scan(part));
         assert_eq!(parts, whole, "in parts of {octets}");
     }

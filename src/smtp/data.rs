@@ -14,20 +14,18 @@ const CR: u8 = b'\r';
 const LF: u8 = b'\n';
 
 /// What becomes of a message that has a lone CR or LF in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BareNewline {
     /// It is stored, a lone LF as a line end and a lone CR as a space: devices do send them.
-    #[default]
     Normalize,
     /// It is read to its true end, then refused with `550 5.6.11`.
     Reject,
 }
 
 /// The line end of the message as stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineEnd {
     /// LF, as the readers of a Maildir expect.
-    #[default]
     Lf,
     /// CRLF, as sent.
     Crlf,

@@ -27,12 +27,14 @@ pub struct HeaderScanner {
     received: u32,
 }
 
-impl HeaderScanner {
-    /// A scanner before the first octet of a message.
-    pub const fn new() -> Self {
+/// Before the first octet of a message.
+impl Default for HeaderScanner {
+    fn default() -> Self {
         Self { line: Line::Matched(0), received: 0 }
     }
+}
 
+impl HeaderScanner {
     /// Reads the run that follows; nothing is done once the header section has ended.
     #[inline]
     pub fn scan(&mut self, run: &[u8]) {
@@ -76,11 +78,5 @@ impl HeaderScanner {
     /// Whether the message came through so many servers that it must be going in circles.
     pub const fn is_mail_loop(&self) -> bool {
         self.received > RECEIVED_MAX
-    }
-}
-
-impl Default for HeaderScanner {
-    fn default() -> Self {
-        Self::new()
     }
 }

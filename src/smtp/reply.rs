@@ -15,8 +15,9 @@ pub struct Reply {
     pub text: &'static str,
 }
 
-/// Syntax of commands. The codes in the middle are those of RFC 3463, RFC 5248 and RFC 6531 4.3.
+/// The codes in the middle are those of RFC 3463, RFC 5248 and RFC 6531 4.3.
 impl Reply {
+    // Syntax of commands.
     /// No verb that is known (RFC 5321 4.2.4).
     pub const UNRECOGNIZED: Self = Self::new(500, "5.5.1", "Command unrecognized");
     /// A known verb, but something behind it that no command has: `FROM:` misspelled, control characters, 8 bits.
@@ -27,10 +28,8 @@ impl Reply {
     pub const BAD_NAME: Self = Self::new(501, "", "Host name missing or malformed");
     /// The argument of BDAT.
     pub const BAD_CHUNK: Self = Self::new(501, "5.5.4", "BDAT takes a number of octets and perhaps LAST");
-}
 
-/// Syntax of addresses and parameters.
-impl Reply {
+    // Syntax of addresses and parameters.
     /// The path of MAIL.
     pub const BAD_REVERSE_PATH: Self = Self::new(501, "5.1.7", "Sender address malformed or too long");
     /// The path of RCPT.
@@ -41,10 +40,8 @@ impl Reply {
     pub const PARAMETER_UNKNOWN: Self = Self::new(555, "5.5.4", "Parameter or its value not recognized");
     /// A known parameter that is misspelled or given twice.
     pub const PARAMETER_MALFORMED: Self = Self::new(501, "5.5.4", "Parameter malformed or given twice");
-}
 
-/// The order of commands, and a transaction (RFC 5321 4.1.4).
-impl Reply {
+    // The order of commands, and a transaction (RFC 5321 4.1.4).
     /// All is well.
     pub const OK: Self = Self::new(250, "2.0.0", "OK");
     /// The text of the message may come.
@@ -73,10 +70,8 @@ impl Reply {
         "214-2.0.0 This server stores mail and relays none.\r\n",
         "214 2.0.0 End of HELP\r\n",
     ];
-}
 
-/// The message.
-impl Reply {
+    // The message.
     /// It is larger than the limit, as announced or as it came (RFC 1870 6).
     pub const MESSAGE_TOO_LARGE: Self = Self::new(552, "5.3.4", "Message exceeds the maximum size");
     /// It went through more than a hundred servers (RFC 5321 6.3).
@@ -87,10 +82,8 @@ impl Reply {
     pub const STORAGE_FULL: Self = Self::new(452, "4.3.1", "Insufficient system storage");
     /// The disk, or what it should be, failed.
     pub const STORAGE_FAILED: Self = Self::new(451, "4.3.0", "Local storage failed; try again later");
-}
 
-/// The end of a session.
-impl Reply {
+    // The end of a session.
     /// We are told to stop.
     pub const SHUTTING_DOWN: Self = Self::new(421, "4.3.2", "Server is shutting down");
     /// The limit of connections is reached.
@@ -107,10 +100,8 @@ impl Reply {
     pub const NO_PROXY_HEADER: Self = Self::new(554, "5.5.0", "No proxy header expected here");
     /// A TLS handshake where none is offered.
     pub const NOT_TLS: Self = Self::new(554, "5.5.0", "No TLS here");
-}
 
-/// Logins (RFC 4954). The challenges are compared octet by octet by some devices.
-impl Reply {
+    // Logins (RFC 4954). The challenges are compared octet by octet by some devices.
     /// For PLAIN without an initial response.
     pub const CHALLENGE_EMPTY: Self = Self::new(334, "", "");
     /// `Username:`
@@ -125,9 +116,7 @@ impl Reply {
     pub const LOGIN_MALFORMED: Self = Self::new(501, "5.5.2", "Response is not base64");
     /// A mechanism that is not offered.
     pub const MECHANISM_UNKNOWN: Self = Self::new(504, "5.5.4", "Authentication mechanism not offered");
-}
 
-impl Reply {
     const fn new(code: u16, enhanced: &'static str, text: &'static str) -> Self {
         Self { code, enhanced, text }
     }
