@@ -54,6 +54,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Names that a sweep looks at in one turn.
 const SWEEP_NAMES_MAX: usize = 64;
 
+/// Seconds since 1970 that every clock can show; a name may say anything.
+const CLOCK_MAX: u64 = u32::MAX as u64;
+
 /// How often the file system is asked for its room, and a failed one is tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -198,14 +201,13 @@ enum Health {
     Probing,
 }
 
-/// What a sweep for leftovers does next.
-enum Sweep<F: FileSystem> {
-    /// Nothing before this moment; at once without one.
-    Until(Option<Instant>),
-    /// It looks for the newest name in `new/`, to know whether the clock can be trusted.
-    Date { names: F::Listing, newest: u64 },
-    /// It removes what is old.
-    Remove { names: F::Listing, removed: usize },
+/// A sweep for leftovers under way: first through `new/`, to learn whether the clock can be trusted, then through `tmp/`.
+struct Sweep<F: FileSystem> {
+    names: F::Listing,
+    /// Seconds of the newest name in `new/`.
+    newest: u64,
+    in_tmp: bool,
+    removed: usize,
 }
 
 /// A Maildir and the messages on their way into it.
@@ -241,7 +243,8 @@ pub struct Maildir<F: FileSystem> {
     checked: Option<Instant>,
     probed: Option<Instant>,
     complained: Option<Instant>,
-    sweep: Sweep<F>,
+    sweep: Option<Sweep<F>>,
+    next_sweep: Option<Instant>,
 }
 
 impl<F: FileSystem> Maildir<F> {
@@ -283,7 +286,8 @@ impl<F: FileSystem> Maildir<F> {
             checked: None,
             probed: None,
             complained: None,
-            sweep: Sweep::Until(None),
+            sweep: None,
+            next_sweep: None,
         };
         maildir.open_directories(true)?;
         Ok(maildir)
@@ -420,73 +424,57 @@ impl<F: FileSystem> Maildir<F> {
 
     /// How long until leftovers are to be looked for; none while there is something to do at once.
     pub fn next_sweep(&self, now: Instant) -> Duration {
-        match self.sweep {
-            Sweep::Until(Some(next)) => next.saturating_duration_since(now),
-            _ => Duration::ZERO,
-        }
+        self.next_sweep
+            .filter(|_| self.sweep.is_none())
+            .map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
     }
 
     /// Removes files in `tmp/` that nobody has written to for 36 hours: at start and once a day, a bounded number of
     /// names at a time. While the clock is earlier than the newest name in `new/` nothing is removed: a board without
     /// a battery for its clock starts in the past, and can't tell what is old.
     pub fn sweep(&mut self, now: Now) {
-        if !self.next_sweep(now.instant).is_zero() {
-            return;
-        }
-        let sweep = std::mem::replace(&mut self.sweep, Sweep::Until(Some(now.instant + SWEEP_INTERVAL)));
-        let Some(directories) = &self.directories else { return };
-        let next = match sweep {
-            Sweep::Until(_) => self.fs.list(&directories.new).map(|names| Some(Sweep::Date { names, newest: 0 })),
-            Sweep::Date { names, newest } => self.date(names, newest, now),
-            Sweep::Remove { names, removed } => self.remove_leftovers(names, removed, now),
-        };
-        match next {
-            Ok(Some(next)) => self.sweep = next,
-            Ok(None) => {}
-            Err(error) => self.complain("looking for leftovers", &error, now),
+        if self.next_sweep(now.instant).is_zero() {
+            self.next_sweep = Some(now.instant + SWEEP_INTERVAL);
+            match self.sweep_on(now) {
+                Ok(sweep) => self.sweep = sweep,
+                Err(error) => self.complain("looking for leftovers", &error, now),
+            }
         }
     }
 
-    fn date(&mut self, mut names: F::Listing, mut newest: u64, now: Now) -> io::Result<Option<Sweep<F>>> {
+    fn sweep_on(&mut self, now: Now) -> io::Result<Option<Sweep<F>>> {
+        let sweep = self.sweep.take();
+        let Directories { tmp, new, .. } = self.directories.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let Some(mut sweep) = sweep else {
+            return Ok(Some(Sweep { names: self.fs.list(new)?, newest: 0, in_tmp: false, removed: 0 }));
+        };
         for _ in 0..SWEEP_NAMES_MAX {
-            let Some(name) = self.fs.next_name(&mut names)? else {
-                let clock = now.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                if clock < newest {
+            match (self.fs.next_name(&mut sweep.names)?, sweep.in_tmp) {
+                (Some(name), true) => {
+                    sweep.removed += usize::from(remove_if_old(&mut self.fs, tmp, &name, &self.own, now));
+                }
+                (Some(name), false) if name.to_bytes().starts_with(PROOF.as_bytes()) => {
+                    // Of a start that was killed between two steps of its proof.
+                    remove_if_old(&mut self.fs, new, &name, &self.own, now);
+                }
+                (Some(name), false) => {
+                    let seconds = name.to_str().ok().and_then(|name| name.split('.').next()?.parse().ok());
+                    sweep.newest = sweep.newest.max(seconds.unwrap_or(0));
+                }
+                (None, true) => {
+                    if sweep.removed > 0 {
+                        info!("{}: removed {} leftovers from tmp/", self.path.display(), sweep.removed);
+                    }
+                    return Ok(None);
+                }
+                (None, false) if now.wall < UNIX_EPOCH + Duration::from_secs(sweep.newest.min(CLOCK_MAX)) => {
                     warn!("{}: the clock is earlier than the newest mail; leftovers stay", self.path.display());
                     return Ok(None);
                 }
-                let tmp = &self.directories.as_ref().ok_or(io::ErrorKind::NotFound)?.tmp;
-                return self.fs.list(tmp).map(|names| Some(Sweep::Remove { names, removed: 0 }));
-            };
-            if name.to_bytes().starts_with(PROOF.as_bytes()) {
-                // Of a start that was killed between two steps of its proof.
-                let new = &self.directories.as_ref().ok_or(io::ErrorKind::NotFound)?.new;
-                remove_if_old(&mut self.fs, new, &name, &self.own, now);
+                (None, false) => (sweep.names, sweep.in_tmp) = (self.fs.list(tmp)?, true),
             }
-            let seconds = name.to_bytes().split(|&octet| octet == b'.').next().unwrap_or_default();
-            let seconds = std::str::from_utf8(seconds).ok().and_then(|seconds| seconds.parse().ok());
-            newest = newest.max(seconds.unwrap_or(0));
         }
-        Ok(Some(Sweep::Date { names, newest }))
-    }
-
-    fn remove_leftovers(
-        &mut self,
-        mut names: F::Listing,
-        mut removed: usize,
-        now: Now,
-    ) -> io::Result<Option<Sweep<F>>> {
-        let Some(Directories { tmp, .. }) = &self.directories else { return Ok(None) };
-        for _ in 0..SWEEP_NAMES_MAX {
-            let Some(name) = self.fs.next_name(&mut names)? else {
-                if removed > 0 {
-                    info!("{}: removed {removed} leftovers from tmp/", self.path.display());
-                }
-                return Ok(None);
-            };
-            removed += usize::from(remove_if_old(&mut self.fs, tmp, &name, &self.own, now));
-        }
-        Ok(Some(Sweep::Remove { names, removed }))
+        Ok(Some(sweep))
     }
 
     /// Opens the directories. The Maildir itself is made only at the start, and what it lacks only where it was then: if

@@ -79,7 +79,7 @@ fn mount(path: &Path) -> String {
         // id, parent, device, root, mount point, options, optional fields; after a lone "-" type, source, options.
         let (left, right) = line.split_once(" - ")?;
         let (point, options) = (left.split(' ').nth(4)?, left.split(' ').nth(5)?);
-        path.starts_with(point).then(|| (point, options, right))
+        path.starts_with(point).then_some((point, options, right))
     });
     // Of two at one place, the later hides the other.
     found.max_by_key(|(point, ..)| point.len()).map_or_else(
