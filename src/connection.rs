@@ -3,7 +3,11 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
+use crate::config::SMALL_OCTETS;
+use crate::fs::FileSystem;
+use crate::maildir::Maildir;
 use crate::pool::BufferPool;
+use crate::smtp::reply::Reply;
 use crate::smtp::session::Session;
 
 /// A stream of octets to a peer that never blocks.
@@ -54,36 +58,48 @@ pub struct Connection<T> {
     pub(crate) stored: u64,
 }
 
-/// What a read brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filled {
-    /// So many octets.
-    Octets(usize),
-    /// None for now.
-    Nothing,
-    /// The peer is gone.
-    End,
-}
-
 impl<T: Transport> Connection<T> {
-    /// Reads once into `place`.
-    pub(crate) fn fill(&mut self, place: &mut [u8]) -> Filled {
+    /// Reads once into `place`: how many octets came, 0 for none now, or `None` when the peer is gone.
+    pub(crate) fn fill(&mut self, place: &mut [u8]) -> Option<usize> {
         loop {
             return match self.transport.read(place) {
-                Ok(0) => Filled::End,
+                Ok(0) => None,
                 Ok(count) => {
                     // A short read emptied the socket, unless the end is behind it, for which no event comes again.
                     self.readable = count == place.len() || self.ending;
-                    Filled::Octets(count)
+                    Some(count)
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.readable = false;
-                    Filled::Nothing
+                    Some(0)
                 }
-                Err(_) => Filled::End,
+                Err(_) => None,
             };
         }
+    }
+
+    /// Keeps octets that came and are not used yet. There is a block whenever there are many: that was asked for before
+    /// they were read.
+    pub(crate) fn keep_unread(&mut self, octets: &[u8], small: &mut BufferPool, blocks: &mut BufferPool) {
+        if !octets.is_empty() {
+            let pool = if octets.len() <= SMALL_OCTETS { small } else { blocks };
+            pool.lend_to(&mut self.unread);
+            self.unread.extend_from_slice(octets);
+        }
+    }
+
+    /// The message's key in the store, which it gets when it first needs one.
+    pub(crate) fn delivery<F: FileSystem>(&mut self, maildir: &mut Maildir<F>, key: usize) -> usize {
+        let id = || self.session.transaction().map(|transaction| *transaction.id()).unwrap_or_default();
+        *self.delivery.get_or_insert_with(|| maildir.begin(id(), key))
+    }
+
+    /// Says `reply`, to end when it is sent.
+    pub(crate) fn dismiss(&mut self, reply: Reply, pool: &mut BufferPool) {
+        pool.lend_to(&mut self.replies);
+        self.session.close(reply, &mut self.replies);
+        self.waiting = Waiting::ToClose;
     }
 
     /// Sends what the socket takes. An error is that of a peer which is gone.

@@ -378,8 +378,10 @@ impl<F: FileSystem> Maildir<F> {
         self.outcomes.pop()
     }
 
-    /// What the disk says of new mail. Asks it at most once a second.
+    /// What the disk says of new mail, to a peer that is talking. Asks it at most once a second, and tries a failed one
+    /// again.
     pub fn storage(&mut self, now: Now) -> Storage {
+        self.probe(now);
         if is_due(&mut self.checked, CHECK_INTERVAL, now) && self.health == Health::Ready {
             self.check(now);
         }
@@ -390,7 +392,7 @@ impl<F: FileSystem> Maildir<F> {
     }
 
     /// Tries a failed disk again, at most once a second: creates, writes and flushes a file, and removes it.
-    pub fn probe(&mut self, now: Now) {
+    fn probe(&mut self, now: Now) {
         // The one before may still be under way, if another flush failed meanwhile.
         if self.health != Health::Failed || self.probe.is_some() || self.directory_flushes > 0 {
             return;

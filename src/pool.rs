@@ -30,13 +30,20 @@ impl BufferPool {
         Some(self.free.pop().unwrap_or_else(|| Vec::with_capacity(self.octets)))
     }
 
-    /// Takes a buffer back. One without memory was never lent and is ignored.
+    /// Gives `buffer` memory, if it has none.
+    pub fn lend_to(&mut self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() == 0 {
+            *buffer = self.lend().unwrap_or_default();
+        }
+    }
+
+    /// Takes a buffer back. One without memory was never lent and is ignored; one that grew is not kept.
     pub fn take_back(&mut self, mut buffer: Vec<u8>) {
         if buffer.capacity() == 0 {
             return;
         }
         self.lent = self.lent.saturating_sub(1);
-        if self.free.len() < self.kept_max {
+        if self.free.len() < self.kept_max && buffer.capacity() == self.octets {
             buffer.clear();
             self.free.push(buffer);
         }

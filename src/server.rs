@@ -6,7 +6,7 @@ use log::{debug, info};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
-use crate::connection::{Connection, Filled, Transport, Waiting};
+use crate::connection::{Connection, Transport, Waiting};
 use crate::fs::FileSystem;
 use crate::maildir::{Maildir, Now};
 use crate::pool::BufferPool;
@@ -126,11 +126,9 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         debug!("session={} connect peer={peer}", self.sessions);
         if full || self.draining {
             let reply = if full { Reply::TOO_MANY_CONNECTIONS } else { Reply::SHUTTING_DOWN };
-            connection.session.close(reply, &mut connection.replies);
-            connection.waiting = Waiting::ToClose;
-        } else if self.settings.strict && matches!(connection.fill(&mut self.input), Filled::Octets(_)) {
-            connection.session.close(Reply::EARLY_TALK, &mut connection.replies);
-            connection.waiting = Waiting::ToClose;
+            connection.dismiss(reply, &mut self.small);
+        } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
+            connection.dismiss(Reply::EARLY_TALK, &mut self.small);
         } else {
             connection.session.greet(&self.settings, now.wall, &mut connection.replies);
         }
@@ -226,10 +224,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
                 return;
             }
             if self.draining && !connection.session.in_message() {
-                lend(&mut connection.replies, &mut self.small);
-                connection.session.close(Reply::SHUTTING_DOWN, &mut connection.replies);
-                connection.waiting = Waiting::ToClose;
-                return;
+                return connection.dismiss(Reply::SHUTTING_DOWN, &mut self.small);
             }
             if connection.hungry && !connection.readable {
                 return;
@@ -243,12 +238,15 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             if connection.hungry {
                 let limit = if self.blocks.is_available() { BLOCK_OCTETS } else { SMALL_OCTETS };
                 match connection.fill(self.input.get_mut(filled..limit).unwrap_or_default()) {
-                    Filled::Octets(count) => filled += count,
-                    Filled::Nothing => {
-                        self.keep_unread(key, 0, filled);
-                        return;
+                    None => return self.lose(key),
+                    Some(0) => {
+                        return connection.keep_unread(
+                            self.input.get(..filled).unwrap_or_default(),
+                            &mut self.small,
+                            &mut self.blocks,
+                        );
                     }
-                    Filled::End => return self.lose(key),
+                    Some(count) => filled += count,
                 }
                 connection.deadline = now.instant + self.timeout;
             }
@@ -265,24 +263,26 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// Gives the first `filled` octets of the input to a session, and does what it says.
     fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
+        let storage = match connection.session.in_message() {
+            true => Storage::Ready { room: u64::MAX },
+            false => self.maildir.storage(now),
+        };
         let held = connection.content.capacity() > 0;
-        if held && connection.content.len() + filled > BLOCK_OCTETS {
-            let delivery = begin_delivery(&mut connection.delivery, &connection.session, &mut self.maildir, key);
-            self.maildir.append(delivery, &connection.content, now);
-            connection.content.clear();
+        let mut content = std::mem::take(if held { &mut connection.content } else { &mut self.scratch });
+        if content.len() + filled > BLOCK_OCTETS {
+            let delivery = connection.delivery(&mut self.maildir, key);
+            self.maildir.append(delivery, &content, now);
+            content.clear();
         }
-        let storage =
-            if connection.session.in_message() { Storage::Ready { room: u64::MAX } } else { self.maildir.storage(now) };
-        lend(&mut connection.replies, &mut self.small);
+        self.small.lend_to(&mut connection.replies);
         let mut turn = Turn {
             settings: &self.settings,
             now: now.wall,
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage,
-            storage_wanted: false,
             replies: &mut connection.replies,
-            content: if held { &mut connection.content } else { &mut self.scratch },
+            content: &mut content,
         };
         let mut used = 0;
         let action = loop {
@@ -297,54 +297,42 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
                 self.maildir.discard(delivery);
             }
         };
-        let Turn { storage_wanted, content, .. } = turn;
         connection.hungry = action == Action::Read;
         match action {
             Action::Deliver => {
-                let delivery = begin_delivery(&mut connection.delivery, &connection.session, &mut self.maildir, key);
-                self.maildir.finish(delivery, content, now);
+                let delivery = connection.delivery(&mut self.maildir, key);
+                self.maildir.finish(delivery, &content, now);
                 content.clear();
-                take_back(std::mem::take(&mut connection.content), &mut self.small, &mut self.blocks);
                 connection.waiting = Waiting::ForDelivery;
             }
-            Action::Close => connection.waiting = Waiting::ToClose,
+            Action::Close => {
+                content.clear();
+                connection.waiting = Waiting::ToClose;
+            }
             Action::Read | Action::Flush | Action::Discard => {}
         }
         if action != Action::Close {
-            self.keep_unread(key, used, filled);
+            connection.keep_unread(self.input.get(used..filled).unwrap_or_default(), &mut self.small, &mut self.blocks);
         }
-        self.keep_content(key, now);
-        if storage_wanted {
-            self.maildir.probe(now);
+        // What there is of a message waits for the rest in a block, or where none is free in its file.
+        match (held, content.is_empty()) {
+            (true, true) => self.blocks.take_back(content),
+            (true, false) => connection.content = content,
+            (false, true) => self.scratch = content,
+            (false, false) => {
+                let block = if content.capacity() == BLOCK_OCTETS { self.blocks.lend() } else { None };
+                if let Some(block) = block {
+                    (connection.content, self.scratch) = (content, block);
+                } else {
+                    let delivery = connection.delivery(&mut self.maildir, key);
+                    self.maildir.append(delivery, &content, now);
+                    content.clear();
+                    content.shrink_to(BLOCK_OCTETS);
+                    self.scratch = content;
+                }
+            }
         }
         action
-    }
-
-    /// Keeps the octets of the input that a session has not used.
-    fn keep_unread(&mut self, key: usize, used: usize, filled: usize) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        let Some(rest) = self.input.get(used..filled).filter(|rest| !rest.is_empty()) else { return };
-        let small = rest.len() <= SMALL_OCTETS;
-        let block = if small { None } else { self.blocks.lend() };
-        connection.unread = block.or_else(|| self.small.lend()).unwrap_or_default();
-        connection.unread.extend_from_slice(rest);
-    }
-
-    /// Keeps a message's octets for the next read: in a block where one is free, else in its file.
-    fn keep_content(&mut self, key: usize, now: Now) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        if self.scratch.is_empty() {
-            return;
-        }
-        let block = if self.scratch.len() <= BLOCK_OCTETS { self.blocks.lend() } else { None };
-        if let Some(mut block) = block {
-            block.extend_from_slice(&self.scratch);
-            connection.content = block;
-        } else {
-            let delivery = begin_delivery(&mut connection.delivery, &connection.session, &mut self.maildir, key);
-            self.maildir.append(delivery, &self.scratch, now);
-        }
-        self.scratch.clear();
     }
 
     /// Tells a session what became of its message.
@@ -370,7 +358,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         if connection.waiting == Waiting::ForDelivery {
             connection.waiting = Waiting::No;
         }
-        lend(&mut connection.replies, &mut self.small);
+        self.small.lend_to(&mut connection.replies);
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if self.draining {
             self.schedule(key);
@@ -408,8 +396,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
                 continue;
             }
             if connection.waiting == Waiting::No && connection.replies.is_empty() {
-                lend(&mut connection.replies, &mut self.small);
-                connection.session.close(Reply::TIMED_OUT, &mut connection.replies);
+                connection.dismiss(Reply::TIMED_OUT, &mut self.small);
                 let _ = connection.flush(&mut self.small);
             }
             self.close(key, "timeout");
@@ -449,23 +436,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         for key in self.closed.drain(..) {
             self.connections.try_remove(key);
         }
-    }
-}
-
-/// The message's key in the store, which it gets when it first needs one.
-fn begin_delivery<F: FileSystem>(
-    delivery: &mut Option<usize>,
-    session: &Session,
-    maildir: &mut Maildir<F>,
-    key: usize,
-) -> usize {
-    let id = || session.transaction().map(|transaction| *transaction.id()).unwrap_or_default();
-    *delivery.get_or_insert_with(|| maildir.begin(id(), key))
-}
-
-fn lend(buffer: &mut Vec<u8>, pool: &mut BufferPool) {
-    if buffer.capacity() == 0 {
-        *buffer = pool.lend().unwrap_or_default();
     }
 }
 

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use common::{Ended, Place, Server, bare_command, run, skip, stored, tell, text};
 
-/// All calls that make, write, flush or name a file, or write to a socket.
+/// All calls that make, write, flush or name a file, or write to a socket; one of them not on every machine.
 const CALLS: &str = "mkdir,mkdirat,write,writev,pwrite64,sendto,sendmsg,rename,renameat,renameat2,link,linkat,\
-    fsync,fdatasync,io_submit,io_getevents";
+    fsync,fdatasync,io_submit,io_getevents,?socketcall";
 
 /// One step of the program that matters here.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ fn events_of(line: &str, number: usize) -> Option<Vec<Event>> {
     Some(match name {
         "mkdir" => vec![Event::Made { directory: parts[0].trim_matches('"').to_owned() }],
         "mkdirat" => vec![Event::Made { directory: path_in(parts[0], parts[1])? }],
-        "write" | "writev" | "pwrite64" | "sendto" | "sendmsg" => {
+        "write" | "writev" | "pwrite64" | "send" | "sendto" | "sendmsg" => {
             let path = path_of(parts[0])?;
             if !path.starts_with("socket:") {
                 return Some(vec![Event::Wrote { file: path.to_owned() }]);

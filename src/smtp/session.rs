@@ -77,8 +77,6 @@ pub struct Turn<'a> {
     pub spare: &'a mut Spare,
     /// What the disk says.
     pub storage: Storage,
-    /// Set when a transaction was refused because the storage failed: somebody waits for it to be tried again.
-    pub storage_wanted: bool,
     /// Written to the peer; never more than [`REPLIES_OCTETS_MAX`].
     pub replies: &'a mut Vec<u8>,
     /// Written to the message's file: at most as many octets as came (twice as many where lone line feeds become
@@ -600,7 +598,7 @@ impl Session {
         &self,
         reverse_path: &ReversePath<'_>,
         parameters: MailParameters,
-        turn: &mut Turn<'_>,
+        turn: &Turn<'_>,
     ) -> Result<(), Reply> {
         let settings = turn.settings;
         if self.transaction.is_some() || (settings.strict || self.dialect == Dialect::Lmtp) && self.hello.is_none() {
@@ -617,10 +615,7 @@ impl Session {
             return Err(Reply::MESSAGE_TOO_LARGE);
         }
         match turn.storage {
-            Storage::Failed => {
-                turn.storage_wanted = true;
-                Err(Reply::STORAGE_FAILED)
-            }
+            Storage::Failed => Err(Reply::STORAGE_FAILED),
             Storage::Ready { room } if room == 0 || size > room => Err(Reply::STORAGE_FULL),
             Storage::Ready { .. } => Ok(()),
         }

@@ -88,7 +88,6 @@ impl Driver {
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage,
-            storage_wanted: false,
             replies: &mut self.waiting,
             content: &mut self.content,
         };

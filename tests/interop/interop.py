@@ -541,8 +541,8 @@ def mutt():
         settings = server.directory / "muttrc"
         settings.write_text(
             "set folder=/nonexistent record='' postponed='' header_cache='' confirmcreate=no confirmappend=no copy=no\n"
-            "set mbox_type=mbox wait_key=no sort=mailbox-order timeout=5 quit=yes move=no delete=no auto_tag=yes check_new=no\n"
-            f"push '<tag-pattern>~A<enter><copy-message>{copy}<enter><quit>'\n"
+            "set mbox_type=mbox wait_key=no sort=mailbox-order timeout=5 quit=yes move=no delete=no check_new=no\n"
+            f"push '<tag-pattern>~A<enter><tag-prefix><copy-message>{copy}<enter><quit>'\n"
         )
         shown = on_a_terminal([program("mutt"), "-n", "-F", str(settings), "-R", "-f", str(server.maildir)])
         expect(copy.exists(), "mutt copied nothing")
