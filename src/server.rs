@@ -220,11 +220,18 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         for _ in 0..TURN_READS_MAX {
             let Some(connection) = self.connections.get_mut(key) else { return };
             let replies_wait = !connection.replies.is_empty() && !connection.writable;
-            if connection.waiting != Waiting::No || replies_wait {
+            if connection.waiting != Waiting::No {
                 return;
             }
             if self.draining && !connection.session.in_message() {
-                return connection.dismiss(Reply::SHUTTING_DOWN, &mut self.small);
+                // Whoever does not read will not read that either.
+                return match replies_wait {
+                    true => self.lose(key),
+                    false => connection.dismiss(Reply::SHUTTING_DOWN, &mut self.small),
+                };
+            }
+            if replies_wait {
+                return;
             }
             if connection.hungry && !connection.readable {
                 return;
@@ -238,6 +245,11 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             if connection.hungry {
                 let limit = if self.blocks.is_available() { BLOCK_OCTETS } else { SMALL_OCTETS };
                 match connection.fill(self.input.get_mut(filled..limit).unwrap_or_default()) {
+                    // What was said before is answered all the same.
+                    None if !connection.replies.is_empty() => {
+                        connection.waiting = Waiting::ToClose;
+                        return;
+                    }
                     None => return self.lose(key),
                     Some(0) => {
                         return connection.keep_unread(
@@ -281,6 +293,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage,
+            more: connection.readable && !connection.ending,
             replies: &mut connection.replies,
             content: &mut content,
         };
@@ -345,11 +358,11 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients());
             match outcome {
                 Outcome::Stored => {
-                    info!("session={name} stored id={id} from=<{from}> to=<{to}> recipients={more} size={size}");
+                    info!("session={name} stored id={id} from={from:?} to={to:?} recipients={more} size={size}");
                     connection.stored += 1;
                 }
                 Outcome::Refused(reply) => {
-                    info!("session={name} refused id={id} from=<{from}> to=<{to}> recipients={more} reply=\"{reply}\"");
+                    info!("session={name} refused id={id} from={from:?} to={to:?} recipients={more} reply=\"{reply}\"");
                 }
             }
         }

@@ -38,6 +38,7 @@ dialogues! {
     bare_newline_normalize
     bare_newline_reject
     bdat
+    bdat_abandoned
     bdat_2_to_the_64
     bdat_control
     bdat_data_behind
@@ -51,6 +52,7 @@ dialogues! {
     bdat_order
     bdat_pipelined
     bdat_refused_recipients
+    bdat_reject_last_cr
     bdat_too_large
     bdat_zeros_in_front
     by_hand
@@ -58,6 +60,7 @@ dialogues! {
     data_malformed
     data_malformed_strict
     data_refused
+    data_refused_help_then_text
     data_refused_then_commands
     data_refused_then_text
     data_refused_without_recipients

@@ -77,6 +77,8 @@ pub struct Turn<'a> {
     pub spare: &'a mut Spare,
     /// What the disk says.
     pub storage: Storage,
+    /// Whether the peer has sent more than it was read: what stands behind the input is not known.
+    pub more: bool,
     /// Written to the peer; never more than [`REPLIES_OCTETS_MAX`].
     pub replies: &'a mut Vec<u8>,
     /// Written to the message's file: at most as many octets as came (twice as many where lone line feeds become
@@ -187,6 +189,11 @@ impl Transaction {
         &self.id
     }
 
+    /// Whether nothing can come of it but RSET.
+    const fn is_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     fn path(&self, index: usize) -> &str {
         let end_of = |index: usize| self.ends.get(index).map_or(0, |&end| end as usize);
         let start = if index == 0 { 0 } else { end_of(index - 1) };
@@ -291,6 +298,7 @@ impl Session {
     /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
     pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
         reply.write(replies);
+        self.hint = self.hint();
         self.phase = Phase::Closed;
     }
 
@@ -406,7 +414,7 @@ impl Session {
                 return (input.len(), None);
             }
             self.phase = Phase::LongLine;
-            return (input.len(), self.refuse_line(Reply::LINE_TOO_LONG, input, &[], turn.replies));
+            return (input.len(), self.refuse_line(Reply::LINE_TOO_LONG, input, &[], turn));
         };
         let count = line_feed + 1;
         let (line, rest) = input.split_at(count);
@@ -417,10 +425,10 @@ impl Session {
         }
         if count > COMMAND_LINE_OCTETS_MAX {
             self.phase = Phase::Command;
-            return (count, self.refuse_line(Reply::LINE_TOO_LONG, line, rest, turn.replies));
+            return (count, self.refuse_line(Reply::LINE_TOO_LONG, line, rest, turn));
         }
         if turn.settings.strict && !line.ends_with(b"\r\n") {
-            return (count, self.refuse_line(Reply::BARE_LINE_FEED, line, rest, turn.replies));
+            return (count, self.refuse_line(Reply::BARE_LINE_FEED, line, rest, turn));
         }
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -456,26 +464,25 @@ impl Session {
     /// Applies one command. `behind` is what came with it in the same octets.
     fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
         let settings = turn.settings;
-        let suspicious = std::mem::take(&mut self.text_may_follow);
         let command = match Command::parse(line, Syntax { strict: settings.strict, login: settings.accept_any_login }) {
             Ok(command) => command,
-            Err(reply) => {
-                self.text_may_follow = suspicious;
-                return self.refuse_line(reply, line, behind, turn.replies);
-            }
+            Err(reply) => return self.refuse_line(reply, line, behind, turn),
         };
+        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset | Command::Quit) {
+            self.text_may_follow = false;
+        }
         if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
             return self.turn_away(Reply::EARLY_TALK, turn.replies);
         }
         match command {
-            Command::Hello { hello, name } => self.hello(hello, name, turn),
+            Command::Hello { hello, name } => return self.hello(hello, name, turn),
             Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn),
             Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, turn.replies),
             Command::Data => return self.begin_data(behind, turn),
             Command::Bdat { octets, last } => self.phase = Phase::Chunk { left: octets, last, announced: octets },
             Command::Rset => {
-                self.end_transaction(turn.spare);
                 Reply::OK.write(turn.replies);
+                return self.abort_transaction(turn.spare);
             }
             Command::Noop => Reply::OK.write(turn.replies),
             Command::Quit => {
@@ -500,21 +507,21 @@ impl Session {
 
     /// Refuses a line that is no command. What a message follows must not be taken for commands: after DATA that is
     /// what stands behind; how much follows a BDAT is not known, so nothing can be heard after it.
-    fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], replies: &mut Vec<u8>) -> Option<Action> {
+    fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
         if let Some(foreign) = foreign(line) {
-            return self.turn_foreign_away(foreign, replies);
+            return self.turn_foreign_away(foreign, turn.replies);
         }
-        if std::mem::take(&mut self.text_may_follow) {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
+        if self.text_may_follow {
+            return self.turn_away(Reply::TEXT_NOT_COMMANDS, turn.replies);
         }
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
-            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply, replies),
-            (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, replies),
+            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply, turn.replies),
+            (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, turn),
             (b"RCPT", Some(transaction)) => transaction.refused = transaction.refused.saturating_add(1),
             _ => {}
         }
-        reply.write(replies);
+        reply.write(turn.replies);
         None
     }
 
@@ -534,14 +541,15 @@ impl Session {
         matches!(command, Command::Bdat { .. }) || offered && !last_in_group
     }
 
-    fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) {
+    fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Option<Action> {
         let Turn { settings, replies, .. } = turn;
         let lmtp = self.dialect == Dialect::Lmtp;
         if lmtp != (hello == Hello::Lhlo) {
             // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
-            return Reply::UNRECOGNIZED.write(replies);
+            Reply::UNRECOGNIZED.write(replies);
+            return None;
         }
-        self.end_transaction(turn.spare);
+        let aborted = self.abort_transaction(turn.spare);
         self.hello = Some(hello);
         if self.hello_name.capacity() == 0 {
             self.hello_name = turn.spare.names.pop().unwrap_or_default();
@@ -563,7 +571,7 @@ impl Session {
         }
         let _ = write!(replies, "({}), pleased to meet you\r\n", self.peer);
         if hello == Hello::Helo {
-            return;
+            return aborted;
         }
         let _ = write!(
             replies,
@@ -578,6 +586,7 @@ impl Session {
             replies.extend_from_slice(b"250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n");
         }
         replies.extend_from_slice(b"250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
+        aborted
     }
 
     fn mail(&mut self, reverse_path: &ReversePath<'_>, parameters: MailParameters, turn: &mut Turn<'_>) {
@@ -622,7 +631,8 @@ impl Session {
     }
 
     fn rcpt(&mut self, forward_path: &ForwardPath<'_>, settings: &Settings, replies: &mut Vec<u8>) {
-        let Some(transaction) = self.transaction.as_deref_mut().filter(|_| self.chunks.is_none()) else {
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| self.chunks.is_none() && !it.is_failed())
+        else {
             return Reply::BAD_SEQUENCE.write(replies);
         };
         let path = forward_path.as_str();
@@ -645,12 +655,13 @@ impl Session {
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
     fn begin_data(&mut self, behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
-        let Some(transaction) = self.transaction.as_deref_mut().filter(|_| self.chunks.is_none()) else {
-            return self.refuse_text(Reply::BAD_SEQUENCE, behind, turn.replies);
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| self.chunks.is_none() && !it.is_failed())
+        else {
+            return self.refuse_text(Reply::BAD_SEQUENCE, behind, turn);
         };
         if transaction.recipients() == 0 {
             if transaction.refused == 0 || self.dialect == Dialect::Lmtp {
-                return self.refuse_text(Reply::NO_RECIPIENTS, behind, turn.replies);
+                return self.refuse_text(Reply::NO_RECIPIENTS, behind, turn);
             }
             transaction.failure = Some(Reply::NO_VALID_RECIPIENTS);
         }
@@ -661,11 +672,11 @@ impl Session {
     }
 
     /// Refuses a message whose text may be on its way already: if octets wait behind the command, they are that text.
-    fn refuse_text(&mut self, reply: Reply, behind: &[u8], replies: &mut Vec<u8>) -> Option<Action> {
-        if !behind.is_empty() {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS, replies);
+    fn refuse_text(&mut self, reply: Reply, behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
+        if turn.more || !behind.is_empty() {
+            return self.turn_away(Reply::TEXT_NOT_COMMANDS, turn.replies);
         }
-        reply.write(replies);
+        reply.write(turn.replies);
         self.text_may_follow = true;
         None
     }
@@ -675,6 +686,7 @@ impl Session {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         let id = turn.ids.next(turn.now);
         transaction.id = id;
+        self.text_may_follow = false;
         if transaction.failure.is_some() {
             return;
         }
@@ -686,8 +698,10 @@ impl Session {
         }
         let only = if transaction.recipients() == 1 { transaction.forward_paths().next() } else { None };
         let protocol = match (self.dialect, transaction.smtp_utf8, self.hello, self.logged_in) {
-            (Dialect::Lmtp, true, ..) => "UTF8LMTP",
-            (Dialect::Lmtp, false, ..) => "LMTP",
+            (Dialect::Lmtp, true, _, true) => "UTF8LMTPA",
+            (Dialect::Lmtp, true, _, false) => "UTF8LMTP",
+            (Dialect::Lmtp, false, _, true) => "LMTPA",
+            (Dialect::Lmtp, false, _, false) => "LMTP",
             (Dialect::Smtp, true, _, true) => "UTF8SMTPA",
             (Dialect::Smtp, true, _, false) => "UTF8SMTP",
             (Dialect::Smtp, false, _, true) => "ESMTPA",
@@ -760,6 +774,11 @@ impl Session {
             return None;
         }
         decoder.finish(&mut |run| turn.content.extend_from_slice(run));
+        if turn.settings.bare_newline == BareNewline::Reject && decoder.bare_newline_seen() {
+            // The last octet of the last chunk was a CR.
+            self.delivered(Outcome::Refused(Reply::BARE_NEWLINE), turn.spare, turn.replies);
+            return Some(Action::Discard);
+        }
         self.phase = Phase::Delivering;
         Some(Action::Deliver)
     }
@@ -773,7 +792,7 @@ impl Session {
         announced: u64,
         turn: &mut Turn<'_>,
     ) -> (usize, Option<Action>) {
-        let open = self.transaction.as_ref().is_some_and(|transaction| transaction.recipients() > 0);
+        let open = self.transaction.as_ref().is_some_and(|it| it.recipients() > 0 && !it.is_failed());
         if open && self.chunks.is_none() {
             self.begin_message(turn);
             self.chunks = Some(DataDecoder::new(Framing::Chunk, turn.settings.line_end, self.lf_session));
@@ -789,8 +808,12 @@ impl Session {
                 return (count, Some(Action::Read));
             }
             self.phase = Phase::Command;
-            let reply = if self.transaction.is_none() { Reply::BAD_SEQUENCE } else { Reply::NO_RECIPIENTS };
-            reply.write(turn.replies);
+            let Some(transaction) = self.transaction.as_deref_mut() else {
+                Reply::BAD_SEQUENCE.write(turn.replies);
+                return (count, None);
+            };
+            // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).
+            transaction.failure.get_or_insert(Reply::NO_RECIPIENTS).write(turn.replies);
             return (count, None);
         };
         if !self.lf_session {
@@ -863,6 +886,13 @@ impl Session {
             Reply::LOGIN_ACCEPTED.write(replies);
         }
         None
+    }
+
+    /// Ends a transaction before its time; the chunks that came of its message are to be dropped.
+    fn abort_transaction(&mut self, spare: &mut Spare) -> Option<Action> {
+        let begun = self.chunks.is_some();
+        self.end_transaction(spare);
+        begun.then_some(Action::Discard)
     }
 
     fn end_transaction(&mut self, spare: &mut Spare) {

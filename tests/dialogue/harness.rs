@@ -88,6 +88,7 @@ impl Driver {
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage,
+            more: false,
             replies: &mut self.waiting,
             content: &mut self.content,
         };
