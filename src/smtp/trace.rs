@@ -12,22 +12,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// battery, so that time and process id alone repeat, too.
 #[derive(Debug)]
 pub struct MessageIds {
-    random: u64,
-    process: u32,
-    sequence: u64,
+    last: MessageId,
 }
 
 impl MessageIds {
     /// Ids of a process, told apart by `random`.
     pub const fn new(random: u64, process: u32) -> Self {
-        Self { random, process, sequence: 0 }
+        Self { last: MessageId { since: Duration::ZERO, random, process, sequence: 0 } }
     }
 
     /// The next id.
     pub fn next(&mut self, now: SystemTime) -> MessageId {
-        self.sequence += 1;
-        let Self { random, process, sequence } = *self;
-        MessageId { since: now.duration_since(UNIX_EPOCH).unwrap_or_default(), random, process, sequence }
+        self.last.sequence += 1;
+        self.last.since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last
     }
 }
 
