@@ -5,12 +5,13 @@ use memchr::memchr;
 /// So many `Received:` lines are a long way; more are a mail loop (RFC 5321 6.3, which wants at least 100).
 pub const RECEIVED_MAX: u32 = 100;
 
-const RECEIVED: &[u8] = b"received:";
+/// The name of that field, which a colon follows at once.
+const RECEIVED: &[u8] = b"received";
 
 /// What of the line was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
-    /// So many octets of `Received:`, and nothing else.
+    /// So many octets of `Received`, and nothing else.
     Matched(u8),
     /// Anything else, up to its LF.
     Other,
@@ -37,30 +38,20 @@ impl Default for HeaderScanner {
 impl HeaderScanner {
     /// Reads the run that follows; nothing is done once the header section has ended.
     #[inline]
-    pub fn scan(&mut self, run: &[u8]) {
-        if self.line != Line::Body {
-            self.scan_header(run);
-        }
-    }
-
-    #[cold]
-    fn scan_header(&mut self, mut run: &[u8]) {
-        while let Some((&octet, rest)) = run.split_first() {
+    pub fn scan(&mut self, mut run: &[u8]) {
+        while !self.ended() {
+            let Some((&octet, rest)) = run.split_first() else { return };
             run = rest;
             self.line = match (self.line, octet) {
-                (Line::Body | Line::Matched(0) | Line::Cr, b'\n') | (Line::Body, _) => {
-                    self.line = Line::Body;
-                    return;
-                }
+                (Line::Matched(0) | Line::Cr, b'\n') => Line::Body,
                 (_, b'\n') => Line::Matched(0),
                 (Line::Matched(0), b'\r') => Line::Cr,
-                (Line::Matched(n), _) if octet.eq_ignore_ascii_case(&RECEIVED[usize::from(n)]) => {
-                    if usize::from(n) + 1 < RECEIVED.len() {
-                        Line::Matched(n + 1)
-                    } else {
-                        self.received = self.received.saturating_add(1);
-                        Line::Other
-                    }
+                (Line::Matched(n), b':') if usize::from(n) == RECEIVED.len() => {
+                    self.received = self.received.saturating_add(1);
+                    Line::Other
+                }
+                (Line::Matched(n), _) if RECEIVED.get(usize::from(n)) == Some(&octet.to_ascii_lowercase()) => {
+                    Line::Matched(n + 1)
                 }
                 _ => {
                     run = memchr(b'\n', run).map_or(&[], |end| &run[end..]);
