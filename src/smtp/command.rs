@@ -12,8 +12,6 @@ use super::reply::Reply;
 pub struct Syntax {
     /// Read RFC 5321 to the letter.
     pub strict: bool,
-    /// AUTH is offered, and with it the parameter of MAIL (RFC 4954 5).
-    pub login: bool,
 }
 
 impl Syntax {
@@ -98,24 +96,13 @@ pub enum Hello {
     Lhlo,
 }
 
-/// What MAIL says behind its path (RFC 5321 4.1.1.11).
+/// What MAIL says behind its path (RFC 5321 4.1.1.11). Either kind of body (RFC 6152 2) is stored as it comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailParameters {
     /// Octets of the message, as the peer estimates them (RFC 1870 6); those above `u64` count as `u64::MAX`.
     pub size: Option<u64>,
-    /// Kind of its body (RFC 6152 2). Either is stored as it comes.
-    pub body: Option<Body>,
     /// Whether addresses and header fields may be UTF-8 (RFC 6531 3.4).
     pub smtp_utf8: bool,
-}
-
-/// Kind of a message's body (RFC 6152 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// `7BIT`.
-    SevenBit,
-    /// `8BITMIME`.
-    EightBitMime,
 }
 
 impl<'a> Command<'a> {
@@ -180,7 +167,9 @@ fn mail(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
         match (keyword, value) {
             ("SIZE", None | Some("")) if !syntax.strict => {}
             ("SIZE", Some(value)) if is_number(value) => parameters.size = Some(value.parse().unwrap_or(u64::MAX)),
-            ("BODY", Some(value)) if !value.is_empty() => parameters.body = Some(body(value)?),
+            ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
+            // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
+            ("BODY", Some(value)) if !value.is_empty() => return Err(Reply::PARAMETER_UNKNOWN),
             ("SMTPUTF8", None) => parameters.smtp_utf8 = true,
             ("SIZE" | "BODY" | "SMTPUTF8", _) => return Err(Reply::PARAMETER_MALFORMED),
             _ => return Err(Reply::PARAMETER_UNKNOWN),
@@ -236,13 +225,6 @@ fn each_parameter<'a>(
         }
     }
     Ok(())
-}
-
-fn body(value: &str) -> Result<Body, Reply> {
-    let bodies = [("7BIT", Body::SevenBit), ("8BITMIME", Body::EightBitMime)];
-    let body = bodies.into_iter().find(|(name, _)| value.eq_ignore_ascii_case(name));
-    // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
-    body.map(|(_, body)| body).ok_or(Reply::PARAMETER_UNKNOWN)
 }
 
 /// Whether `text` is 1 to 20 digits, as `size-value` of RFC 1870 6.

@@ -464,7 +464,7 @@ impl Session {
     /// Applies one command. `behind` is what came with it in the same octets.
     fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
         let settings = turn.settings;
-        let command = match Command::parse(line, Syntax { strict: settings.strict, login: settings.accept_any_login }) {
+        let command = match Command::parse(line, Syntax { strict: settings.strict }) {
             Ok(command) => command,
             Err(reply) => return self.refuse_line(reply, line, behind, turn),
         };

@@ -8,8 +8,8 @@ use mailchute::smtp::reply::Reply;
 
 use crate::random::Random;
 
-const STRICT: Syntax = Syntax { strict: true, login: false };
-const LENIENT: Syntax = Syntax { strict: false, login: false };
+const STRICT: Syntax = Syntax { strict: true };
+const LENIENT: Syntax = Syntax { strict: false };
 
 /// Pieces of grammar in no order: more often an address than random octets are.
 fn pieces(random: &mut Random, most: usize) -> String {

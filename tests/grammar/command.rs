@@ -5,8 +5,8 @@ use mailchute::smtp::reply::Reply;
 
 use crate::random::Random;
 
-const STRICT: Syntax = Syntax { strict: true, login: false };
-const LENIENT: Syntax = Syntax { strict: false, login: false };
+const STRICT: Syntax = Syntax { strict: true };
+const LENIENT: Syntax = Syntax { strict: false };
 
 fn parse(line: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     Command::parse(line.as_bytes(), syntax)
@@ -161,19 +161,16 @@ fn paths() {
 #[test]
 fn mail_parameters() {
     let size = |size| MailParameters { size: Some(size), ..MailParameters::default() };
-    let body = |body| MailParameters { body: Some(body), ..MailParameters::default() };
+    let none = MailParameters::default();
     let good = [
         ("SIZE=0", size(0)),
         ("size=25000000", size(25_000_000)),
         ("SIZE=18446744073709551615", size(u64::MAX)),
         ("SIZE=18446744073709551617", size(u64::MAX)),
         ("SIZE=99999999999999999999", size(u64::MAX)),
-        ("BODY=7bit", body(Body::SevenBit)),
-        ("body=8BitMime", body(Body::EightBitMime)),
-        (
-            "SMTPUTF8 SIZE=1 BODY=8BITMIME",
-            MailParameters { size: Some(1), body: Some(Body::EightBitMime), smtp_utf8: true },
-        ),
+        ("BODY=7bit", none),
+        ("body=8BitMime", none),
+        ("SMTPUTF8 SIZE=1 BODY=8BITMIME", MailParameters { size: Some(1), smtp_utf8: true }),
     ];
     let malformed = [
         "SIZE=-1",
