@@ -4,7 +4,7 @@
 
 use std::str;
 
-use super::address::{DOMAIN_OCTETS_MAX, Domain, ForwardPath, ReversePath, class};
+use super::address::{DOMAIN_OCTETS_MAX, Path, after_domain, is_ldh};
 use super::reply::Reply;
 
 /// How commands are read: forgiving towards devices, as by default, or to the letter.
@@ -15,19 +15,14 @@ pub struct Syntax {
 }
 
 impl Syntax {
-    pub(super) fn choose<T>(self, strict: T, lenient: T) -> T {
-        if self.strict { strict } else { lenient }
-    }
-
-    /// Whether `octet` stands between words: the space, and in lenient syntax the tab.
-    pub(super) fn is_blank(self, octet: u8) -> bool {
-        octet == b' ' || (octet == b'\t' && !self.strict)
+    /// Whether `character` stands between words: the space, and in lenient syntax the tab.
+    pub(super) fn is_blank(self, character: char) -> bool {
+        character == ' ' || (character == '\t' && !self.strict)
     }
 
     /// `text` without the blanks at its start, which only lenient syntax has.
     pub(super) fn skip_blanks(self, text: &str) -> &str {
-        let blanks = text.bytes().take_while(|octet| !self.strict && self.is_blank(*octet)).count();
-        text.get(blanks..).unwrap_or_default()
+        if self.strict { text } else { text.trim_start_matches([' ', '\t']) }
     }
 }
 
@@ -44,14 +39,14 @@ pub enum Command<'a> {
     /// MAIL (RFC 5321 4.1.1.2).
     Mail {
         /// Where the message comes from.
-        reverse_path: ReversePath<'a>,
+        reverse_path: Path<'a>,
         /// What its extensions say.
         parameters: MailParameters,
     },
     /// RCPT (RFC 5321 4.1.1.3).
     Rcpt {
         /// Where the message goes.
-        forward_path: ForwardPath<'a>,
+        forward_path: Path<'a>,
     },
     /// DATA (RFC 5321 4.1.1.4).
     Data,
@@ -116,23 +111,15 @@ impl<'a> Command<'a> {
         while let [before @ .., b' ' | b'\t'] = line {
             line = before;
         }
-        // Makes nothing but a letter an upper-case letter.
-        let upper_case = |octets: [u8; 4]| (u32::from_ne_bytes(octets) & 0xDFDF_DFDF).to_ne_bytes();
-        let (word, rest) = line.split_first_chunk().ok_or(Reply::UNRECOGNIZED)?;
-        let verb = upper_case(*word);
-        let rest = match rest.split_first_chunk() {
-            Some((tail, rest)) if verb == *b"STAR" && upper_case(*tail) == *b"TTLS" => rest,
-            _ if verb == *b"STAR" => return Err(Reply::UNRECOGNIZED),
-            _ => rest,
-        };
-        let argument = match rest {
-            [] => rest,
-            [blank, argument @ ..] if syntax.is_blank(*blank) => argument,
-            _ => return Err(Reply::UNRECOGNIZED),
-        };
+        let mut parts = line.splitn(2, |&octet| syntax.is_blank(octet.into()));
+        let word = parts.next().unwrap_or_default();
         // What isn't UTF-8 has a place in no argument, just as this control character.
-        let argument = syntax.skip_blanks(str::from_utf8(argument).unwrap_or("\0"));
-        match &verb {
+        let argument = syntax.skip_blanks(str::from_utf8(parts.next().unwrap_or_default()).unwrap_or("\0"));
+        let mut verb = [0; "STARTTLS".len()];
+        let verb = verb.get_mut(..word.len()).ok_or(Reply::UNRECOGNIZED)?;
+        verb.copy_from_slice(word);
+        verb.make_ascii_uppercase();
+        match &*verb {
             b"HELO" => hello(Hello::Helo, argument, syntax),
             b"EHLO" => hello(Hello::Ehlo, argument, syntax),
             b"LHLO" => hello(Hello::Lhlo, argument, syntax),
@@ -141,47 +128,33 @@ impl<'a> Command<'a> {
             b"DATA" => nothing(argument, syntax.strict).map(|()| Self::Data),
             b"BDAT" => bdat(argument, syntax),
             b"RSET" => nothing(argument, syntax.strict).map(|()| Self::Rset),
-            b"NOOP" => text(argument).map(|_| Self::Noop),
+            b"NOOP" => text(argument).map(|()| Self::Noop),
             b"QUIT" => nothing(argument, syntax.strict).map(|()| Self::Quit),
             b"VRFY" => search(argument).map(|()| Self::Vrfy),
             b"EXPN" => search(argument).map(|()| Self::Expn),
-            b"HELP" => text(argument).map(|_| Self::Help),
+            b"HELP" => text(argument).map(|()| Self::Help),
             b"AUTH" => auth(argument, syntax),
             // An argument could be meant for the other side of the handshake: no syntax forgives it.
-            b"STAR" => nothing(argument, true).map(|()| Self::StartTls),
+            b"STARTTLS" => nothing(argument, true).map(|()| Self::StartTls),
             _ => Err(Reply::UNRECOGNIZED),
         }
     }
 }
 
-fn hello(hello: Hello, argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let name = text(argument).map_err(|_| Reply::BAD_NAME)?;
-    let good = name.len() <= DOMAIN_OCTETS_MAX && (!syntax.strict || Domain::parse(name, syntax).is_some());
-    if good { Ok(Command::Hello { hello, name }) } else { Err(Reply::BAD_NAME) }
+fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
+    let good = is_text(name) && (!syntax.strict || after_domain(name, syntax) == Some(""));
+    if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello { hello, name }) } else { Err(Reply::BAD_NAME) }
 }
 
 fn mail(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let (reverse_path, rest) = ReversePath::parse(after_keyword("FROM", argument, syntax)?, syntax)?;
-    let mut parameters = MailParameters::default();
-    each_parameter(rest, syntax, |keyword, value| {
-        match (keyword, value) {
-            ("SIZE", None | Some("")) if !syntax.strict => {}
-            ("SIZE", Some(value)) if is_number(value) => parameters.size = Some(value.parse().unwrap_or(u64::MAX)),
-            ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
-            // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
-            ("BODY", Some(value)) if !value.is_empty() => return Err(Reply::PARAMETER_UNKNOWN),
-            ("SMTPUTF8", None) => parameters.smtp_utf8 = true,
-            ("SIZE" | "BODY" | "SMTPUTF8", _) => return Err(Reply::PARAMETER_MALFORMED),
-            _ => return Err(Reply::PARAMETER_UNKNOWN),
-        }
-        Ok(())
-    })?;
+    let (reverse_path, rest) = Path::reverse(after_keyword("FROM", argument, syntax)?, syntax)?;
+    let parameters = parameters(rest, &SERVED, syntax)?;
     Ok(Command::Mail { reverse_path, parameters })
 }
 
 fn rcpt(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let (forward_path, rest) = ForwardPath::parse(after_keyword("TO", argument, syntax)?, syntax)?;
-    each_parameter(rest, syntax, |_, _| Err(Reply::PARAMETER_UNKNOWN))?;
+    let (forward_path, rest) = Path::forward(after_keyword("TO", argument, syntax)?, syntax)?;
+    parameters(rest, &[], syntax)?;
     Ok(Command::Rcpt { forward_path })
 }
 
@@ -192,39 +165,42 @@ fn after_keyword<'a>(keyword: &str, argument: &'a str, syntax: Syntax) -> Result
     path.map(|path| syntax.skip_blanks(path)).ok_or(Reply::SYNTAX_ERROR)
 }
 
-/// All parameters that are known.
-const KEYWORDS: [&str; 8] = ["SIZE", "BODY", "SMTPUTF8", "AUTH", "RET", "ENVID", "NOTIFY", "ORCPT"];
+/// Parameters of MAIL that are served.
+const SERVED: [&str; 3] = ["SIZE", "BODY", "SMTPUTF8"];
 
-/// Calls `take` with the keyword, in upper case, and the value of each parameter in `text`, which is empty or
-/// begins with a blank (RFC 5321 4.1.2). Lenient syntax has empty values, `=` in them, and some that it ignores.
-fn each_parameter<'a>(
-    text: &'a str,
-    syntax: Syntax,
-    mut take: impl FnMut(&'static str, Option<&'a str>) -> Result<(), Reply>,
-) -> Result<(), Reply> {
-    let mut seen = [false; KEYWORDS.len()];
+/// Parameters that change nothing for a store: AUTH of RFC 4954 5, and those about notifications of RFC 3461 4.
+const IGNORED: [&str; 5] = ["AUTH", "RET", "ENVID", "NOTIFY", "ORCPT"];
+
+/// Reads the parameters in `text`, which is empty or begins with a blank (RFC 5321 4.1.2); `served` are those that
+/// the verb has. Lenient syntax has empty values, `=` in them, and those that it ignores.
+fn parameters(text: &str, served: &[&str], syntax: Syntax) -> Result<MailParameters, Reply> {
+    let mut parameters = MailParameters::default();
+    let ignored = if syntax.strict { &[] } else { &IGNORED[..] };
+    let mut seen = [false; SERVED.len() + IGNORED.len()];
     for word in text.get(1..).into_iter().flat_map(|text| words(text, syntax)) {
-        let end = class::span(word.as_bytes(), class::KEYWORD);
-        let (keyword, rest) = word.split_at_checked(end).filter(|_| end > 0).ok_or(Reply::PARAMETER_MALFORMED)?;
-        let value = rest.strip_prefix('=');
-        let good = value.map_or(rest.is_empty(), |value| {
-            class::all(value.as_bytes(), class::TEXT) && !(syntax.strict && (value.is_empty() || value.contains('=')))
-        });
-        if !good {
+        let (keyword, value) = word.split_once('=').map_or((word, None), |(keyword, value)| (keyword, Some(value)));
+        let is_value = |value| is_text(value) && !(syntax.strict && (value.is_empty() || value.contains('=')));
+        if keyword.is_empty() || !keyword.chars().all(is_ldh) || !value.is_none_or(is_value) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
-        let known = KEYWORDS.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
+        let mut known = served.iter().chain(ignored).zip(&mut seen);
+        let known = known.find(|(known, _)| known.eq_ignore_ascii_case(keyword));
         let (keyword, seen) = known.ok_or(Reply::PARAMETER_UNKNOWN)?;
         if std::mem::replace(seen, true) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
-        // For a store these change nothing: AUTH of RFC 4954 5, and those about notifications of RFC 3461 4.
-        match *keyword {
-            "AUTH" | "RET" | "ENVID" | "NOTIFY" | "ORCPT" if !syntax.strict => {}
-            keyword => take(keyword, value)?,
+        match (*keyword, value) {
+            ("SIZE", None | Some("")) if !syntax.strict => {}
+            ("SIZE", Some(value)) if is_number(value) => parameters.size = Some(value.parse().unwrap_or(u64::MAX)),
+            ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
+            // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
+            ("BODY", Some(value)) if !value.is_empty() => return Err(Reply::PARAMETER_UNKNOWN),
+            ("SMTPUTF8", None) => parameters.smtp_utf8 = true,
+            ("SIZE" | "BODY" | "SMTPUTF8", _) => return Err(Reply::PARAMETER_MALFORMED),
+            _ => {}
         }
     }
-    Ok(())
+    Ok(parameters)
 }
 
 /// Whether `text` is 1 to 20 digits, as `size-value` of RFC 1870 6.
@@ -247,9 +223,10 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
 fn auth(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let mut words = words(argument, syntax);
     let mechanism = words.next().unwrap_or_default();
-    let named = class::all(mechanism.as_bytes(), class::KEYWORD | class::UNDERSCORE);
-    let initial_response = words.next().map(text).transpose()?;
-    if !named || !matches!(mechanism.len(), 1..=20) || initial_response == Some("") || words.next().is_some() {
+    let named = mechanism.chars().all(|character| is_ldh(character) || character == '_');
+    let initial_response = words.next();
+    initial_response.map_or(Ok(()), text)?;
+    if !named || !matches!(mechanism.len(), 1..=20) || words.next().is_some() {
         return Err(Reply::BAD_ARGUMENT);
     }
     Ok(Command::Auth { mechanism, initial_response: initial_response.map(|text| if text == "=" { "" } else { text }) })
@@ -269,23 +246,20 @@ fn search(argument: &str) -> Result<(), Reply> {
 
 /// The argument of a command that takes none.
 fn nothing(argument: &str, strict: bool) -> Result<(), Reply> {
-    if strict && !argument.is_empty() { Err(Reply::BAD_ARGUMENT) } else { text(argument).map(|_| ()) }
+    if strict && !argument.is_empty() { Err(Reply::BAD_ARGUMENT) } else { text(argument) }
 }
 
-/// `argument`, if it is printable ASCII. A space at its start is one that strict syntax has no place for.
-fn text(argument: &str) -> Result<&str, Reply> {
-    let printable = class::all(argument.as_bytes(), class::TEXT) && !argument.starts_with(' ');
-    if printable { Ok(argument) } else { Err(Reply::SYNTAX_ERROR) }
+fn text(argument: &str) -> Result<(), Reply> {
+    if is_text(argument) { Ok(()) } else { Err(Reply::SYNTAX_ERROR) }
 }
 
-fn words(argument: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
-    let mut left = Some(argument);
-    let words = std::iter::from_fn(move || {
-        let text = left?;
-        let end = text.bytes().position(|octet| syntax.is_blank(octet)).unwrap_or(text.len());
-        left = text.get(end + 1..);
-        text.get(..end)
-    });
+/// Whether `text` is printable ASCII. A space at its start is one that strict syntax has no place for.
+fn is_text(text: &str) -> bool {
+    text.bytes().all(|octet| matches!(octet, b' '..=b'~')) && !text.starts_with(' ')
+}
+
+fn words(text: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
+    let words = text.split(move |character| syntax.is_blank(character));
     words.filter(move |word| syntax.strict || !word.is_empty())
 }
 

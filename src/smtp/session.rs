@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use memchr::memchr;
 
-use super::address::{ForwardPath, ReversePath};
+use super::address::Path;
 use super::command::{Command, Foreign, Hello, MailParameters, Syntax, foreign};
 use super::data::{BareNewline, DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
@@ -589,7 +589,7 @@ impl Session {
         aborted
     }
 
-    fn mail(&mut self, reverse_path: &ReversePath<'_>, parameters: MailParameters, turn: &mut Turn<'_>) {
+    fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) {
         if let Err(reply) = self.check_mail(reverse_path, parameters, turn) {
             return reply.write(turn.replies);
         }
@@ -603,12 +603,7 @@ impl Session {
         let _ = write!(turn.replies, "250 2.1.0 <{}>... Sender ok\r\n", reverse_path.as_str());
     }
 
-    fn check_mail(
-        &self,
-        reverse_path: &ReversePath<'_>,
-        parameters: MailParameters,
-        turn: &Turn<'_>,
-    ) -> Result<(), Reply> {
+    fn check_mail(&self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         if self.transaction.is_some() || (settings.strict || self.dialect == Dialect::Lmtp) && self.hello.is_none() {
             return Err(Reply::BAD_SEQUENCE);
@@ -616,7 +611,7 @@ impl Session {
         if settings.transactions_max.is_some_and(|most| self.transactions >= most) {
             return Err(Reply::TOO_MANY_TRANSACTIONS);
         }
-        if !parameters.smtp_utf8 && !reverse_path.is_ascii() {
+        if !parameters.smtp_utf8 && !reverse_path.as_str().is_ascii() {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
         }
         let size = parameters.size.unwrap_or(0);
@@ -630,7 +625,7 @@ impl Session {
         }
     }
 
-    fn rcpt(&mut self, forward_path: &ForwardPath<'_>, settings: &Settings, replies: &mut Vec<u8>) {
+    fn rcpt(&mut self, forward_path: &Path<'_>, settings: &Settings, replies: &mut Vec<u8>) {
         let Some(transaction) = self.transaction.as_deref_mut().filter(|it| self.chunks.is_none() && !it.is_failed())
         else {
             return Reply::BAD_SEQUENCE.write(replies);
@@ -639,7 +634,7 @@ impl Session {
         let octets = transaction.paths.len() + path.len();
         let refusal = if transaction.recipients() >= settings.recipients_max || octets > settings.envelope_octets_max {
             Some(Reply::TOO_MANY_RECIPIENTS)
-        } else if !transaction.smtp_utf8 && !forward_path.is_ascii() {
+        } else if !transaction.smtp_utf8 && !path.is_ascii() {
             Some(Reply::UTF8_NOT_ANNOUNCED)
         } else {
             None

@@ -142,9 +142,8 @@ fn paths() {
     for syntax in [STRICT, LENIENT] {
         assert_eq!(mail("mail From:<>", syntax), Ok(("", none)));
         assert_eq!(mail("MAIL FROM:<@x,@y:\"a b\"@[1.2.3.4]>  ", syntax), Ok(("\"a b\"@[1.2.3.4]", none)));
-        assert!(
-            matches!(parse("RCPT TO:<é@x>", syntax), Ok(Command::Rcpt { forward_path }) if !forward_path.is_ascii())
-        );
+        let Ok(Command::Rcpt { forward_path }) = parse("RCPT TO:<é@x>", syntax) else { panic!("{syntax:?}") };
+        assert!(!forward_path.as_str().is_ascii());
     }
     for line in ["MAIL", "MAIL FROM", "MAIL FROM <a@b>", "MAIL TO:<a@b>", "MAIL <a@b>", "MAIL FROM\0:<a@b>"] {
         both(line, Err(Reply::SYNTAX_ERROR));
