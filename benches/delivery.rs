@@ -19,8 +19,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{Options, Workplace, median, range};
+use mailchute::delivery::{MAIN, MinFree, Now, Store};
 use mailchute::fs::{Disk, SyncMode};
-use mailchute::maildir::{Maildir, MinFree, Now};
 use mailchute::smtp::session::Outcome;
 use mailchute::smtp::trace::MessageIds;
 use mio::unix::SourceFd;
@@ -139,14 +139,14 @@ fn message() -> Vec<u8> {
 /// and tells what ended.
 fn deliver(path: &Path, sync: SyncMode, prove: bool, in_flight: usize, time: Duration) -> Sample {
     let random = u64::from(std::process::id());
-    let mut maildir = Maildir::open(Disk::new(sync), path, "bench", random, MinFree::Octets(0)).unwrap();
+    let mut store = Store::open(Disk::new(sync), path, "bench", random, MinFree::Octets(0)).unwrap();
     if prove {
-        maildir.prove().unwrap();
+        store.prove().unwrap();
     }
     let mut ids = MessageIds::new(random, std::process::id());
     let mut poll = Poll::new().unwrap();
     let mut events = Events::with_capacity(16);
-    let event = maildir.file_system().flush_event().map(|event| event.as_raw_fd());
+    let event = store.file_system().flush_event().map(|event| event.as_raw_fd());
     assert_eq!(event.is_some(), prove, "asynchronous flushes don't work here");
     if let Some(event) = event {
         poll.registry().register(&mut SourceFd(&event), Token(0), Interest::READABLE).unwrap();
@@ -161,17 +161,17 @@ fn deliver(path: &Path, sync: SyncMode, prove: bool, in_flight: usize, time: Dur
         let now = Now::read();
         if now.instant >= load.end {
             let sample = load.sample();
-            finish(&mut maildir, &mut poll, &mut events);
+            finish(&mut store, &mut poll, &mut events);
             return sample;
         }
         for owner in ready.drain(..) {
             load.begun[owner] = now.instant;
-            let key = maildir.begin(ids.next(now.wall), owner);
-            maildir.finish(key, &content, now);
+            let key = store.begin(ids.next(now.wall), owner, [MAIN], false, now);
+            store.finish(key, &content, now);
         }
-        maildir.advance(!events.is_empty(), now);
+        store.advance(!events.is_empty(), now);
         let ended = Instant::now();
-        while let Some((owner, outcome)) = maildir.outcome() {
+        while let Some((owner, outcome)) = store.outcome() {
             assert_eq!(outcome, Outcome::Stored);
             load.ended(owner, ended);
             ready.push(owner);
@@ -180,10 +180,10 @@ fn deliver(path: &Path, sync: SyncMode, prove: bool, in_flight: usize, time: Dur
 }
 
 /// Waits for the messages that are still on their way.
-fn finish(maildir: &mut Maildir<Disk>, poll: &mut Poll, events: &mut Events) {
-    while !maildir.is_idle() {
-        maildir.advance(true, Now::read());
-        while maildir.outcome().is_some() {}
+fn finish(store: &mut Store<Disk>, poll: &mut Poll, events: &mut Events) {
+    while !store.is_idle() {
+        store.advance(true, Now::read());
+        while store.outcome().is_some() {}
         poll.poll(events, Some(Duration::from_millis(10))).unwrap();
     }
 }

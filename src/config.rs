@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::delivery::MinFree;
 use crate::fs::SyncMode;
-use crate::maildir::MinFree;
 use crate::smtp::data::{BareNewline, LineEnd};
 use crate::smtp::session::{Dialect, Settings};
 

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::time::Instant;
 
 use crate::config::SMALL_OCTETS;
+use crate::delivery::{MAIN, Now, Store};
 use crate::fs::FileSystem;
-use crate::maildir::Maildir;
 use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Session;
@@ -90,9 +90,9 @@ impl<T: Transport> Connection<T> {
     }
 
     /// The message's key in the store, which it gets when it first needs one.
-    pub(crate) fn delivery<F: FileSystem>(&mut self, maildir: &mut Maildir<F>, key: usize) -> usize {
+    pub(crate) fn delivery<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) -> usize {
         let id = || self.session.transaction().map(|transaction| *transaction.id()).unwrap_or_default();
-        *self.delivery.get_or_insert_with(|| maildir.begin(id(), key))
+        *self.delivery.get_or_insert_with(|| store.begin(id(), key, [MAIN], false, now))
     }
 
     /// Says `reply`, to end when it is sent.

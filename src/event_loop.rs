@@ -20,8 +20,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
+use crate::delivery::{Now, Store};
 use crate::fs::{Disk, SyncMode};
-use crate::maildir::{Maildir, Now};
 use crate::server::{Readiness, Server};
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
@@ -136,20 +136,20 @@ impl EventLoop {
         let random = random_number();
         let disk = Disk::new(config.sync);
         let name = &config.protocol.hostname;
-        let mut maildir = Maildir::open(disk, &config.maildir, name, random, config.min_free)
-            .and_then(|mut maildir| maildir.prove().map(|()| maildir))
+        let mut store = Store::open(disk, &config.maildir, name, random, config.min_free)
+            .and_then(|mut store| store.prove().map(|()| store))
             .map_err(|(path, error)| StartError(unusable(&config.maildir, &path, &error)))?;
         let poll_failed = |error: io::Error| StartError(format!("the system gives no event queue: {error}"));
         let poll = Poll::new().map_err(poll_failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(poll_failed)?);
-        if let Some(event) = maildir.file_system().flush_event() {
+        if let Some(event) = store.file_system().flush_event() {
             watch(&poll, &event, FLUSHES, Interest::READABLE).map_err(poll_failed)?;
         }
         for (token, listener) in (LISTENERS..).zip(&listeners) {
             watch(&poll, &listener.socket, Token(token), Interest::READABLE).map_err(poll_failed)?;
         }
         let ids = MessageIds::new(random, std::process::id());
-        let server = Server::new(&config, maildir, ids, Instant::now());
+        let server = Server::new(&config, store, ids, Instant::now());
         Ok(Self { poll, listeners, accept_again: None, server, waker, signals: None, config, end: None })
     }
 

@@ -1,6 +1,7 @@
 //! The few things that a delivery asks of a file system, as a trait, and the real disk behind it.
 
 use crate::sys::{FlushKind, Flusher};
+use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -65,6 +66,10 @@ pub trait FileSystem {
     /// Moves `name` from one directory to another, never over an existing name (`AlreadyExists`). After a crash, or
     /// where the system can only link, the old name may be there as well.
     fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
+
+    /// Gives the file `name` a second name in another directory, never over an existing one (`AlreadyExists`). Any other
+    /// error may mean that the two directories, or this file system, can't have links.
+    fn link(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
 
     /// Removes `name`; a name that is not there is `NotFound`.
     fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()>;
@@ -133,13 +138,20 @@ impl Disk {
         Self { sync, flusher: None, ended: VecDeque::new(), umask_bites: None, link_to_rename: false }
     }
 
-    /// Flushes `file` and `directory` asynchronously, waits for both, and has later flushes done in that way. Both are
-    /// to be on the file system of the mail, as it is that which may be unable. Does nothing with [`SyncMode::Never`].
+    /// Flushes `file` and `directory`, and has later flushes done without blocking if these could be. Both are to be on
+    /// the file system of the mail, as it is that which may be unable. Does nothing with [`SyncMode::Never`].
     ///
     /// # Errors
-    /// Why flushes go on to block: what AIO can't do here, what the flushes failed with, or `ETIMEDOUT`. The disk is
-    /// usable all the same.
+    /// Those of the flushes, done in the one way or the other.
     pub fn prove_flushes(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
+        let Err(reason) = self.flush_asynchronously(file, directory) else { return Ok(()) };
+        warn!("the disk can't be flushed in the background ({reason}): each flush holds up all sessions");
+        flush(file, FlushKind::Data)?;
+        flush(directory, FlushKind::All)
+    }
+
+    /// Flushes both asynchronously, waits for them, and keeps what did it; or tells why it can't be done so.
+    fn flush_asynchronously(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
         if self.sync == SyncMode::Never || self.flusher.is_some() {
             return Ok(());
         }
@@ -300,6 +312,10 @@ impl FileSystem for Disk {
         // The file is where it belongs. A second name that stays is for the sweep, and no reason to take it back.
         let _ = rustix::fs::unlinkat(from, name, AtFlags::empty());
         Ok(())
+    }
+
+    fn link(&mut self, from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr) -> io::Result<()> {
+        Ok(rustix::fs::linkat(from, name, to, new_name, AtFlags::empty())?)
     }
 
     fn remove(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<()> {

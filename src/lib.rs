@@ -14,13 +14,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Read it in this order: `config`, `smtp/session`, `smtp/data`, `maildir`, `server`, `event_loop`.
+//! Read it in this order: `config`, `smtp/session`, `smtp/data`, `delivery`, `server`, `event_loop`.
 
 pub mod config;
 pub mod connection;
+pub mod delivery;
 pub mod event_loop;
 pub mod fs;
-pub mod maildir;
+mod maildir;
 pub mod pool;
 pub mod server;
 pub mod smtp;

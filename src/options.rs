@@ -9,8 +9,8 @@ use std::time::Duration;
 use lexopt::Arg;
 use mailchute::Config;
 use mailchute::config::{Listen, Place, is_hostname};
+use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
-use mailchute::maildir::MinFree;
 use mailchute::smtp::data::{BareNewline, LineEnd};
 use mailchute::smtp::session::Dialect;
 

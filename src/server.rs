@@ -7,8 +7,8 @@ use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
 use crate::connection::{Connection, Transport, Waiting};
+use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
-use crate::maildir::{Maildir, Now};
 use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Dialect, Outcome, Session, Settings, Spare, Storage, Turn};
@@ -32,7 +32,7 @@ pub struct Readiness {
 /// The machine: generic over the transport and the disk, so that a simulation runs the same code as a socket.
 pub struct Server<T, F: FileSystem> {
     connections: Slab<Connection<T>>,
-    maildir: Maildir<F>,
+    store: Store<F>,
     settings: Settings,
     connections_max: usize,
     timeout: Duration,
@@ -56,11 +56,11 @@ pub struct Server<T, F: FileSystem> {
 }
 
 impl<T: Transport, F: FileSystem> Server<T, F> {
-    /// A server without connections that stores in `maildir`.
-    pub fn new(config: &Config, maildir: Maildir<F>, ids: MessageIds, now: Instant) -> Self {
+    /// A server without connections that stores in `store`.
+    pub fn new(config: &Config, store: Store<F>, ids: MessageIds, now: Instant) -> Self {
         Self {
             connections: Slab::new(),
-            maildir,
+            store,
             settings: config.protocol.clone(),
             connections_max: config.connections_max,
             timeout: config.timeout,
@@ -95,9 +95,9 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         self.connections.len()
     }
 
-    /// The Maildir.
-    pub fn maildir(&mut self) -> &mut Maildir<F> {
-        &mut self.maildir
+    /// Where messages go.
+    pub fn store(&mut self) -> &mut Store<F> {
+        &mut self.store
     }
 
     /// Takes a new connection; its greeting leaves in the next turn.
@@ -158,13 +158,13 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
 
     /// Whether nothing is left: no connection, and no message on its way.
     pub fn is_empty(&self) -> bool {
-        self.connections.is_empty() && self.maildir.is_idle()
+        self.connections.is_empty() && self.store.is_idle()
     }
 
     /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
     /// are to be looked for.
     pub fn next_deadline(&self, now: Instant) -> Duration {
-        let sweep = self.maildir.next_sweep(now);
+        let sweep = self.store.next_sweep(now);
         self.timers.next(now).map_or(sweep, |timer| timer.min(sweep))
     }
 
@@ -193,8 +193,8 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             }
             self.receive(key, now);
         }
-        self.maildir.advance(std::mem::take(&mut self.flushes_ended), now);
-        while let Some((key, outcome)) = self.maildir.outcome() {
+        self.store.advance(std::mem::take(&mut self.flushes_ended), now);
+        while let Some((key, outcome)) = self.store.outcome() {
             self.delivered(key, outcome, now);
             keys.push(key);
         }
@@ -203,7 +203,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         }
         keys.clear();
         self.touched = keys;
-        self.maildir.sweep(now);
+        self.store.sweep(now);
         self.expire(now);
         self.reap();
     }
@@ -277,13 +277,13 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
         let storage = match connection.session.in_message() {
             true => Storage::Ready { room: u64::MAX },
-            false => self.maildir.storage(now),
+            false => self.store.storage(now),
         };
         let held = connection.content.capacity() > 0;
         let mut content = std::mem::take(if held { &mut connection.content } else { &mut self.scratch });
         if content.len() + filled > BLOCK_OCTETS {
-            let delivery = connection.delivery(&mut self.maildir, key);
-            self.maildir.append(delivery, &content, now);
+            let delivery = connection.delivery(&mut self.store, key, now);
+            self.store.append(delivery, &content, now);
             content.clear();
         }
         self.small.lend_to(&mut connection.replies);
@@ -307,14 +307,14 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             }
             turn.content.clear();
             if let Some(delivery) = connection.delivery.take() {
-                self.maildir.discard(delivery);
+                self.store.discard(delivery);
             }
         };
         connection.hungry = action == Action::Read;
         match action {
             Action::Deliver => {
-                let delivery = connection.delivery(&mut self.maildir, key);
-                self.maildir.finish(delivery, &content, now);
+                let delivery = connection.delivery(&mut self.store, key, now);
+                self.store.finish(delivery, &content, now);
                 content.clear();
                 connection.waiting = Waiting::ForDelivery;
             }
@@ -337,8 +337,8 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
                 if let Some(block) = block {
                     (connection.content, self.scratch) = (content, block);
                 } else {
-                    let delivery = connection.delivery(&mut self.maildir, key);
-                    self.maildir.append(delivery, &content, now);
+                    let delivery = connection.delivery(&mut self.store, key, now);
+                    self.store.append(delivery, &content, now);
                     content.clear();
                     content.shrink_to(BLOCK_OCTETS);
                     self.scratch = content;
@@ -428,7 +428,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             return;
         }
         if let Some(delivery) = connection.delivery.take().filter(|_| connection.waiting != Waiting::ForDelivery) {
-            self.maildir.discard(delivery);
+            self.store.discard(delivery);
         }
         connection.waiting = Waiting::Closed;
         let (name, stored) = (connection.session.id(), connection.stored);

@@ -5,8 +5,8 @@
 
 mod model;
 
+use mailchute::delivery::{MAIN, MinFree, Now, Store};
 use mailchute::fs::{FileSystem, Flush};
-use mailchute::maildir::{Maildir, MinFree, Now};
 use mailchute::smtp::session::Outcome;
 use mailchute::smtp::trace::MessageIds;
 use model::hand::{Random, first_wall, message};
@@ -67,41 +67,41 @@ fn deliver(disk: &ModelDisk, seed: u64) -> Vec<String> {
     let (messages, mut promised, mut random) = (messages(), Vec::new(), Random::new(seed));
     let now = Now { instant: Instant::now(), wall: first_wall() };
     let mut ids = MessageIds::new(1, 1);
-    let opened = Maildir::open(disk.clone(), Path::new(MAILDIR), "host", 1, MinFree::Usual);
-    let Ok(mut maildir) = opened else { return promised };
-    let mut advance = |maildir: &mut Maildir<ModelDisk>, end: bool| {
+    let opened = Store::open(disk.clone(), Path::new(MAILDIR), "host", 1, MinFree::Usual);
+    let Ok(mut store) = opened else { return promised };
+    let mut advance = |store: &mut Store<ModelDisk>, end: bool| {
         if end && disk.flushes_under_way() > 0 {
             let count = 1 + random.below(disk.flushes_under_way());
             disk.end_flushes(count, &mut random);
         }
-        maildir.advance(end, now);
-        while let Some((owner, outcome)) = maildir.outcome() {
+        store.advance(end, now);
+        while let Some((owner, outcome)) = store.outcome() {
             assert!(outcome == Outcome::Stored || disk.is_dead(), "{owner}: {outcome:?}");
             if outcome == Outcome::Stored {
                 promised.push(messages[owner].clone());
             }
         }
     };
-    let mut begin = |maildir: &mut Maildir<ModelDisk>, owner| maildir.begin(ids.next(now.wall), owner);
-    let large = begin(&mut maildir, 3);
+    let mut begin = |store: &mut Store<ModelDisk>, owner| store.begin(ids.next(now.wall), owner, [MAIN], false, now);
+    let large = begin(&mut store, 3);
     let pieces = messages[3].as_bytes().chunks(20_000);
     for (turn, piece) in pieces.enumerate() {
-        maildir.append(large, piece, now);
-        let dropped = begin(&mut maildir, 8);
-        maildir.append(dropped, &messages[8].as_bytes()[..100], now);
+        store.append(large, piece, now);
+        let dropped = begin(&mut store, 8);
+        store.append(dropped, &messages[8].as_bytes()[..100], now);
         for owner in [[0, 1], [2, 4], [5, 6], [7, 7]][turn].into_iter().take(if turn == 3 { 1 } else { 2 }) {
-            let key = begin(&mut maildir, owner);
-            maildir.finish(key, messages[owner].as_bytes(), now);
+            let key = begin(&mut store, owner);
+            store.finish(key, messages[owner].as_bytes(), now);
         }
-        advance(&mut maildir, false);
-        maildir.discard(dropped);
-        advance(&mut maildir, true);
-        maildir.sweep(now);
+        advance(&mut store, false);
+        store.discard(dropped);
+        advance(&mut store, true);
+        store.sweep(now);
     }
-    maildir.finish(large, &[], now);
-    advance(&mut maildir, true);
-    while !maildir.is_idle() && !disk.is_dead() {
-        advance(&mut maildir, true);
+    store.finish(large, &[], now);
+    advance(&mut store, true);
+    while !store.is_idle() && !disk.is_dead() {
+        advance(&mut store, true);
     }
     assert!(disk.is_dead() || promised.len() == 8, "{} of 8 stored", promised.len());
     promised

@@ -33,6 +33,7 @@ dialogues! {
     all_recipients_refused
     auth
     auth_not_offered
+    auth_not_offered_malformed
     auth_plain
     auth_plain_initial_response
     bare_newline_normalize

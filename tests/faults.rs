@@ -5,8 +5,8 @@
 
 mod model;
 
+use mailchute::delivery::{FLUSHES_MAX, MinFree};
 use mailchute::fs::Space;
-use mailchute::maildir::{FLUSHES_MAX, MinFree};
 use model::hand::{first_wall, message};
 use model::peer::{Mail, Step, World};
 use model::power_cut::{Choices, judge};
@@ -27,7 +27,7 @@ fn errors(kind: Kind) -> &'static [Errno] {
             &[E::EXIST, E::NOSPC, E::DQUOT, E::MFILE, E::NFILE, E::ROFS, E::ACCESS, E::NOENT, E::NOMEM, E::IO]
         }
         Kind::Write => &[E::NOSPC, E::DQUOT, E::FBIG, E::ROFS, E::IO],
-        Kind::Rename => {
+        Kind::Rename | Kind::Link => {
             &[E::EXIST, E::NOSPC, E::DQUOT, E::ROFS, E::ACCESS, E::PERM, E::NOENT, E::MLINK, E::XDEV, E::NOMEM, E::IO]
         }
         Kind::Remove => &[E::ROFS, E::ACCESS, E::NOENT, E::IO],

@@ -18,7 +18,7 @@ use std::time::Duration;
 use common::{Options, Workplace, median, range};
 use load::{MESSAGE_OCTETS, Sample};
 use mailchute::config::{Listen, Place};
-use mailchute::maildir::MinFree;
+use mailchute::delivery::MinFree;
 use mailchute::smtp::session::Dialect;
 use mailchute::{Config, EventLoop};
 

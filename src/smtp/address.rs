@@ -215,9 +215,11 @@ fn is_atext(character: char) -> bool {
     character.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(character) || is_utf8_non_ascii(character)
 }
 
-/// `UTF8-non-ascii` of RFC 6531 3.3 without the control characters among it.
+/// `UTF8-non-ascii` of RFC 6531 3.3 without the control characters among it, and those that end a line or turn its
+/// direction for who reads it.
 fn is_utf8_non_ascii(character: char) -> bool {
-    !character.is_ascii() && !character.is_control()
+    let misleads = matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !character.is_ascii() && !character.is_control() && !misleads
 }
 
 /// ASCII letter, digit or hyphen: in domains, keywords of parameters, tags of address literals.

@@ -69,12 +69,10 @@ pub enum Command<'a> {
     Expn,
     /// HELP (RFC 5321 4.1.1.8).
     Help,
-    /// AUTH (RFC 4954 4).
+    /// AUTH (RFC 4954 4). Who offers it reads the argument with [`login`].
     Auth {
-        /// 1 to 20 letters, digits, hyphens and underscores, in any case.
-        mechanism: &'a str,
-        /// In base64, which isn't proven here; empty where `=` was sent.
-        initial_response: Option<&'a str>,
+        /// What stands behind the verb.
+        argument: &'a str,
     },
     /// STARTTLS (RFC 3207 4).
     StartTls,
@@ -133,7 +131,7 @@ impl<'a> Command<'a> {
             b"VRFY" => search(argument).map(|()| Self::Vrfy),
             b"EXPN" => search(argument).map(|()| Self::Expn),
             b"HELP" => text(argument).map(|()| Self::Help),
-            b"AUTH" => auth(argument, syntax),
+            b"AUTH" => Ok(Self::Auth { argument }),
             // An argument could be meant for the other side of the handshake: no syntax forgives it.
             b"STARTTLS" => nothing(argument, true).map(|()| Self::StartTls),
             _ => Err(Reply::UNRECOGNIZED),
@@ -220,7 +218,12 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     Ok(Command::Bdat { octets, last })
 }
 
-fn auth(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
+/// The argument of AUTH: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an initial
+/// response, in base64 which isn't proven here, empty where `=` was sent.
+///
+/// # Errors
+/// 501 when it is none.
+pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
     let mut words = words(argument, syntax);
     let mechanism = words.next().unwrap_or_default();
     let named = mechanism.chars().all(|character| is_ldh(character) || character == '_');
@@ -229,7 +232,7 @@ fn auth(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     if !named || !matches!(mechanism.len(), 1..=20) || words.next().is_some() {
         return Err(Reply::BAD_ARGUMENT);
     }
-    Ok(Command::Auth { mechanism, initial_response: initial_response.map(|text| if text == "=" { "" } else { text }) })
+    Ok((mechanism, initial_response.map(|text| if text == "=" { "" } else { text })))
 }
 
 /// The argument of VRFY or EXPN.

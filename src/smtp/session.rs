@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use memchr::memchr;
 
 use super::address::Path;
-use super::command::{Command, Foreign, Hello, MailParameters, Syntax, foreign};
+use super::command::{Command, Foreign, Hello, MailParameters, Syntax, foreign, login};
 use super::data::{BareNewline, DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
 use super::reply::Reply;
@@ -464,7 +464,8 @@ impl Session {
     /// Applies one command. `behind` is what came with it in the same octets.
     fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
         let settings = turn.settings;
-        let command = match Command::parse(line, Syntax { strict: settings.strict }) {
+        let syntax = Syntax { strict: settings.strict };
+        let command = match Command::parse(line, syntax) {
             Ok(command) => command,
             Err(reply) => return self.refuse_line(reply, line, behind, turn),
         };
@@ -493,9 +494,10 @@ impl Session {
             Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
             Command::Expn => Reply::NOT_IMPLEMENTED.write(turn.replies),
             Command::Help => Reply::HELP.iter().for_each(|line| turn.replies.extend_from_slice(line.as_bytes())),
-            Command::Auth { mechanism, initial_response } if settings.accept_any_login => {
-                return self.auth(mechanism, initial_response, turn.replies);
-            }
+            Command::Auth { argument } if settings.accept_any_login => match login(argument, syntax) {
+                Ok((mechanism, initial_response)) => return self.auth(mechanism, initial_response, turn.replies),
+                Err(reply) => reply.write(turn.replies),
+            },
             Command::Auth { .. } => {
                 self.hint = Some("auth-required-by-client");
                 Reply::NOT_IMPLEMENTED.write(turn.replies);

@@ -39,6 +39,7 @@ pub enum Kind {
     Create,
     Write,
     Rename,
+    Link,
     Remove,
     BeginFlush,
     EndFileFlush,
@@ -386,6 +387,21 @@ impl FileSystem for ModelDisk {
         let number = machine.next_change();
         machine.change(to.inode, number, text(new_name), Some(inode));
         machine.change(from.inode, number, text(name), None);
+        Ok(())
+    }
+
+    fn link(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Link, text(new_name))?;
+        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        if machine.names(to.inode).gone {
+            return Err(Errno::NOENT.into());
+        }
+        if machine.names(to.inode).seen.contains_key(text(new_name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let number = machine.next_change();
+        machine.change(to.inode, number, text(new_name), Some(inode));
         Ok(())
     }
 

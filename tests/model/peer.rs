@@ -4,7 +4,7 @@
 use super::hand::{Random, first_wall};
 use super::{MAILDIR, ModelDisk};
 use mailchute::Config;
-use mailchute::maildir::{Maildir, MinFree, Now};
+use mailchute::delivery::{MinFree, Now, Store};
 use mailchute::server::{Readiness, Server};
 use mailchute::smtp::session::Dialect;
 use mailchute::smtp::trace::{MessageIds, Peer};
@@ -191,12 +191,11 @@ pub struct World {
 
 impl World {
     pub fn new(disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
-        let maildir =
-            Maildir::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
+        let store = Store::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
         let mut config = Config::default();
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
-        let server = Server::new(&config, maildir, MessageIds::new(7, 7), now.instant);
+        let server = Server::new(&config, store, MessageIds::new(7, 7), now.instant);
         Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
     }
 

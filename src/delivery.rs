@@ -1,0 +1,737 @@
+//! The delivery: from a message's octets to a file in `new/` of each of its mailboxes that survives a power cut.
+//!
+//! # Why this order
+//!
+//! 1. Create under `tmp/`, in all mailboxes, write, flush the file. 2. Only then move it to `new/`. 3. Flush the
+//!    directories, once for all that were moved. 4. Only then say so.
+//!
+//! A reader of `new/` sees a name only after its octets are on stable storage, so whatever a crash leaves there is whole.
+//! Moving first would be wrong: file systems that allocate late (ext4, XFS, btrfs, f2fs) may write the name before the
+//! octets, and a crash then leaves an empty file. The move itself is durable only after the directory's flush:
+//!
+//! * *ext4*: the flush of the file commits the name in `tmp/`, not the later move; the flush of `new/` commits the
+//!   transaction that holds the move. Its repair on replacing a file by renaming does not apply, as names are new.
+//! * *f2fs*: by default a file's flush lets directory entries lag; the directory's flush forces a checkpoint.
+//! * *UBIFS*: both flushes empty the write buffer; room may turn out to be missing at the write, at the flush or at
+//!   the move, and each is checked.
+//! * *overlayfs*: both flushes go to the upper layer, which holds all three directories, so moves stay inside it.
+//! * *btrfs*: the flush of a file logs it under its first name; the directory's flush logs the move.
+//! * *NFS*: the flush commits to the server; the move is a synchronous call there, and the directory's flush costs
+//!   nothing. A lost reply to a link is recognised by the file itself.
+//!
+//! `cur/` is flushed with `new/`: where metadata are not written in order, a reader that moves a message on before our
+//! flush could else leave neither name on the disk.
+//!
+//! # Several mailboxes
+//!
+//! A message is written once and linked into the other mailboxes, or written again where a link can't be made, as on
+//! another file system. It has a name in `tmp/` of each before its first octet is written, so that what is missing shows
+//! before anything is published. A Maildir is open while a message is on its way into it, the main one always.
+//!
+//! # Errors of a flush
+//!
+//! The kernel reports an error of write-back once for each open description, and marks the pages clean. So at most one
+//! flush is under way on a descriptor; when it fails, what was written or moved through that descriptor is refused and
+//! unlinked, the descriptor is closed, and nothing is ever flushed twice as if that could help.
+
+use std::ffi::CString;
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{Level, error, info, log, warn};
+use slab::Slab;
+
+use crate::fs::{Disk, FileSystem, Flush, Ticket};
+use crate::maildir::{Directories, Maildir, Name, PROOF, PathError, Sweep, name_host};
+use crate::smtp::reply::Reply;
+use crate::smtp::session::{Outcome, Storage};
+use crate::smtp::trace::{MessageId, MessageIds};
+
+/// Flushes of files that are under way at once; messages beyond wait for their turn.
+pub const FLUSHES_MAX: usize = 128;
+
+/// How often the file system is asked for its room, and a failed one is tried again.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often leftovers are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a mailbox that failed while others of the same message did not takes no new mail.
+const FAILED_TIME: Duration = Duration::from_secs(60);
+
+/// Names that are tried for one message.
+const ATTEMPTS_MAX: u32 = 16;
+
+/// The destination that is the main Maildir, and its key.
+pub const MAIN: &str = "";
+const MAIN_KEY: usize = 0;
+
+/// The owner of a file that only shows that the disk works.
+const PROBE: usize = usize::MAX;
+
+/// Tickets of directories have the first bit, and the last for `cur/`, with the Maildir's key between; those of files
+/// have the copy's number above the message's key.
+const DIRECTORY_TICKET: Ticket = 1 << 63;
+const COPY_SHIFT: u32 = 32;
+
+/// The space that is left free for others: below it, no new mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinFree {
+    /// 16 MiB or 2 %, the smaller.
+    Usual,
+    /// So many octets; 0 is off.
+    Octets(u64),
+    /// So many hundredths of the file system.
+    Percent(u8),
+}
+
+impl MinFree {
+    fn octets(self, total: u64) -> u64 {
+        match self {
+            Self::Octets(octets) => octets,
+            Self::Percent(percent) => total / 100 * u64::from(percent),
+            Self::Usual => (total / 100 * 2).min(16 << 20),
+        }
+    }
+}
+
+/// The time of a turn, read once.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For timeouts: never steps.
+    pub instant: Instant,
+    /// For names and dates: may step.
+    pub wall: SystemTime,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub fn read() -> Self {
+        Self { instant: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+/// Where a copy has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Nowhere,
+    Tmp,
+    New,
+}
+
+/// A message in one of its mailboxes.
+struct Copy<F: FileSystem> {
+    maildir: usize,
+    place: Place,
+    /// How many names were taken before this one was free.
+    attempt: u32,
+    /// What octets are written to; a copy without is a link to the file of another.
+    file: Option<F::File>,
+    /// Which copy has the file.
+    body: usize,
+    failure: Option<Reply>,
+}
+
+/// One message on its way.
+struct Delivery<F: FileSystem> {
+    id: MessageId,
+    /// Who is told of the end, by the server's own key.
+    owner: usize,
+    /// Whether each copy succeeds or fails by itself, as in LMTP; else all do or none.
+    apart: bool,
+    size: u64,
+    copies: Vec<Copy<F>>,
+    /// Ends that it waits for: flushes of its files, then those of its Maildirs.
+    waiting: usize,
+}
+
+impl<F: FileSystem> Delivery<F> {
+    /// Why nothing of it can be stored any more.
+    fn failure(&self) -> Option<Reply> {
+        let all = self.copies.iter().all(|copy| copy.failure.is_some());
+        self.copies.iter().find_map(|copy| copy.failure).filter(|_| all)
+    }
+
+    /// A name in `tmp/`, and with the size added in `new/`: `seconds.id.host,S=size`.
+    fn name(&self, attempt: u32, place: Place, host: &str) -> Name {
+        let mut name = Name::new();
+        // It never fails: what finds no room is left out, and there is room.
+        let _ = write!(name, "{}{}.{}", if self.owner == PROBE { PROOF } else { "" }, self.id.seconds(), self.id);
+        let _ = if attempt > 0 { write!(name, "A{attempt}.{host}") } else { write!(name, ".{host}") };
+        let _ = if place == Place::New { write!(name, ",S={}", self.size) } else { Ok(()) };
+        name
+    }
+
+    /// Removes the name of a copy, where it has one.
+    fn remove(&mut self, index: usize, fs: &mut F, maildirs: &Slab<Maildir<F>>, host: &str) {
+        let Copy { maildir, place, attempt, .. } = self.copies[index];
+        let directories = maildirs.get(maildir).and_then(|maildir| maildir.directories.as_ref());
+        self.copies[index].place = Place::Nowhere;
+        let name = self.name(attempt, place, host);
+        let _ = match (place, directories) {
+            (Place::Tmp, Some(directories)) => fs.remove(&directories.tmp, name.as_c_str()),
+            (Place::New, Some(directories)) => fs.remove(&directories.new, name.as_c_str()),
+            _ => Ok(()),
+        };
+    }
+}
+
+/// What the disk is known to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Health {
+    Ready,
+    /// A flush failed, or the directories are gone: no new mail before a probe succeeds.
+    Failed,
+    /// That, and nothing failed since the probe under way began.
+    Probing,
+}
+
+/// All Maildirs, and the messages on their way into them.
+pub struct Store<F: FileSystem> {
+    fs: F,
+    host: String,
+    /// The part of each name that tells our own files.
+    own: String,
+    /// The file system that held the main Maildir at the start.
+    device: Option<u64>,
+    min_free: MinFree,
+    /// Those that are open; the main one always is among them.
+    maildirs: Slab<Maildir<F>>,
+    deliveries: Slab<Delivery<F>>,
+    /// Written, in order, waiting for a place among the flushes.
+    written: Vec<usize>,
+    /// Maildirs to which messages were moved and whose flush has not begun.
+    touched: Vec<usize>,
+    outcomes: Vec<(usize, Outcome)>,
+    /// Emptied lists, kept for their memory.
+    spare: Vec<Vec<Copy<F>>>,
+    flushes: usize,
+    health: Health,
+    probe: Option<usize>,
+    room: u64,
+    full: bool,
+    checked: Option<Instant>,
+    probed: Option<Instant>,
+    complained: Option<Instant>,
+    sweep: Option<Sweep<F>>,
+    next_sweep: Option<Instant>,
+}
+
+impl<F: FileSystem> Store<F> {
+    /// Opens the main Maildir at `path`, making it and its directories (mode 0700) where they are missing.
+    ///
+    /// `random` is the part of this run's ids that tells its own files from those of others.
+    ///
+    /// # Errors
+    /// Any error of opening or making a directory, with the path that it speaks of.
+    pub fn open(fs: F, path: &Path, hostname: &str, random: u64, min_free: MinFree) -> Result<Self, PathError> {
+        let mut maildirs = Slab::new();
+        maildirs.insert(Maildir { users: 1, ..Maildir::new(MAIN, path.to_owned()) });
+        let mut store = Self {
+            fs,
+            host: name_host(hostname),
+            own: format!("R{random:016x}"),
+            device: None,
+            min_free,
+            maildirs,
+            deliveries: Slab::new(),
+            written: Vec::new(),
+            touched: Vec::new(),
+            outcomes: Vec::new(),
+            spare: Vec::new(),
+            flushes: 0,
+            health: Health::Ready,
+            probe: None,
+            room: u64::MAX,
+            full: false,
+            checked: None,
+            probed: None,
+            complained: None,
+            sweep: None,
+            next_sweep: None,
+        };
+        store.open_main(true)?;
+        Ok(store)
+    }
+
+    /// The file system behind it.
+    pub fn file_system(&mut self) -> &mut F {
+        &mut self.fs
+    }
+
+    /// Begins a message; `owner` is told of its end. Nothing is made on the disk before there is something to write.
+    pub fn begin<'a>(
+        &mut self,
+        id: MessageId,
+        owner: usize,
+        destinations: impl IntoIterator<Item = &'a str>,
+        apart: bool,
+        now: Now,
+    ) -> usize {
+        let mut copies = self.spare.pop().unwrap_or_default();
+        for (body, destination) in destinations.into_iter().enumerate() {
+            let opened = self.open_destination(destination);
+            let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
+            let maildir = opened.unwrap_or_else(|(path, error)| {
+                complain(&mut self.complained, &path, "open", &error, now);
+                usize::MAX
+            });
+            copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
+        }
+        self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, waiting: 0 })
+    }
+
+    /// Writes octets of a message that is still coming. An error is kept for [`finish`](Self::finish).
+    pub fn append(&mut self, key: usize, content: &[u8], now: Now) {
+        let Some(delivery) = self.deliveries.get_mut(key).filter(|_| !content.is_empty()) else { return };
+        let count = delivery.copies.len();
+        if delivery.size == 0 {
+            (0..count).for_each(|index| self.create(key, index, now));
+        }
+        for index in 0..count {
+            let Some(delivery) = self.deliveries.get_mut(key) else { return };
+            let Some(copy) = delivery.copies.get_mut(index).filter(|copy| copy.failure.is_none()) else { continue };
+            if let Some(Err(error)) = copy.file.as_mut().map(|file| self.fs.write(file, content)) {
+                self.fail(key, "write", &error, now, |_, copy| copy.body == index);
+            }
+        }
+        if let Some(delivery) = self.deliveries.get_mut(key) {
+            delivery.size += content.len() as u64;
+        }
+    }
+
+    /// Takes the rest of a message, which is whole now. What became of it is among the outcomes of a later
+    /// [`advance`](Self::advance).
+    pub fn finish(&mut self, key: usize, content: &[u8], now: Now) {
+        self.append(key, content, now);
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        if delivery.failure().is_some() || delivery.copies.is_empty() {
+            self.end(key);
+        } else {
+            self.written.push(key);
+        }
+    }
+
+    /// Drops a message that is still coming.
+    pub fn discard(&mut self, key: usize) {
+        self.remove(key);
+    }
+
+    /// Whether messages are between their first octet and their outcome.
+    pub fn is_idle(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    /// Moves every message as far as it can go now. With `flushes_ended` the file system is asked which flushes ended.
+    pub fn advance(&mut self, mut flushes_ended: bool, now: Now) {
+        loop {
+            if flushes_ended {
+                while let Some((ticket, result)) = self.fs.ended_flush() {
+                    self.flush_ended(ticket, result, now);
+                }
+            }
+            let begun = self.begin_directory_flushes() | self.begin_file_flushes();
+            flushes_ended = begun && self.fs.submit();
+            if !flushes_ended {
+                return;
+            }
+        }
+    }
+
+    /// The next message whose end is known, by its owner.
+    pub fn outcome(&mut self) -> Option<(usize, Outcome)> {
+        self.outcomes.pop()
+    }
+
+    /// What the disk says of new mail, to a peer that is talking. Asks it at most once a second, and tries a failed one
+    /// again.
+    pub fn storage(&mut self, now: Now) -> Storage {
+        self.begin_probe(now);
+        if is_due(&mut self.checked, CHECK_INTERVAL, now) && self.health == Health::Ready {
+            self.check(now);
+        }
+        match self.health {
+            Health::Ready => Storage::Ready { room: self.room },
+            Health::Failed | Health::Probing => Storage::Failed,
+        }
+    }
+
+    /// How long until leftovers are to be looked for; none while there is something to do at once.
+    pub fn next_sweep(&self, now: Instant) -> Duration {
+        self.next_sweep
+            .filter(|_| self.sweep.is_none())
+            .map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
+    }
+
+    /// Removes files in `tmp/` that nobody has written to for 36 hours: at start and once a day, a bounded number of
+    /// names at a time.
+    pub fn sweep(&mut self, now: Now) {
+        if self.next_sweep(now.instant).is_zero() {
+            self.next_sweep = Some(now.instant + SWEEP_INTERVAL);
+            let main = &self.maildirs[MAIN_KEY];
+            match Sweep::step(self.sweep.take(), &mut self.fs, main, &self.own, now.wall) {
+                Ok(sweep) => self.sweep = sweep,
+                Err(error) => complain(&mut self.complained, &main.path, "looking for leftovers", &error, now),
+            }
+        }
+    }
+
+    /// Opens the main Maildir. It is made only at the start, and what it lacks only where it was then: if it vanishes
+    /// later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
+    fn open_main(&mut self, start: bool) -> Result<(), PathError> {
+        let main = &mut self.maildirs[MAIN_KEY];
+        let at_root = |error| (main.path.clone(), error);
+        let root = self.fs.open_directory(&main.path, start).map_err(at_root)?;
+        let device = self.fs.device(&root).map_err(at_root)?;
+        let create = *self.device.get_or_insert(device) == device;
+        main.open(&mut self.fs, &root, create)
+    }
+
+    /// The Maildir that a destination names, opened where it is not; for one copy more.
+    fn open_destination(&mut self, destination: &str) -> Result<usize, PathError> {
+        if let Some((key, maildir)) = self.maildirs.iter_mut().find(|(_, it)| it.destination == destination) {
+            maildir.users += 1;
+            return Ok(key);
+        }
+        let mut maildir = Maildir { users: 1, ..Maildir::new(destination, PathBuf::from(destination)) };
+        let root = self.fs.open_directory(&maildir.path, false).map_err(|error| (maildir.path.clone(), error))?;
+        maildir.open(&mut self.fs, &root, true)?;
+        Ok(self.maildirs.insert(maildir))
+    }
+
+    /// Asks for room, and whether the directories are still where they were.
+    fn check(&mut self, now: Now) {
+        let Maildir { path, paths, directories, flushes, .. } = &self.maildirs[MAIN_KEY];
+        let Some(Directories { new, .. }) = directories else { return };
+        if !matches!(self.fs.is_same(&paths[1], new), Ok(true)) && *flushes == 0 {
+            warn!("{}: removed or replaced while running; opening it again", path.display());
+            if let Err((path, error)) = self.open_main(false) {
+                error!("{}: {error}; refusing mail until it is back", path.display());
+                self.health = Health::Failed;
+                self.probed = Some(now.instant);
+            }
+        }
+        let Maildir { path, directories, .. } = &self.maildirs[MAIN_KEY];
+        let Some(Ok(space)) = directories.as_ref().map(|it| self.fs.space(&it.new)) else { return };
+        self.room = match (space.free_files, self.min_free) {
+            (0, _) => 0,
+            (_, MinFree::Octets(0)) => u64::MAX,
+            (_, floor) => space.free.saturating_sub(floor.octets(space.total)),
+        };
+        let full = self.room == 0;
+        if full && !self.full {
+            warn!("{}: {} octets free, below the floor; refusing mail", path.display(), space.free);
+        } else if self.full && !full {
+            warn!("{}: {} octets free; taking mail again", path.display(), space.free);
+        }
+        self.full = full;
+    }
+
+    /// Tries a failed disk again, at most once a second: creates, writes and flushes a file, and removes it.
+    fn begin_probe(&mut self, now: Now) {
+        // The one before may still be under way, if another flush failed meanwhile.
+        let idle = self.probe.is_none() && self.maildirs[MAIN_KEY].flushes == 0;
+        if self.health != Health::Failed || !idle || !is_due(&mut self.probed, CHECK_INTERVAL, now) {
+            return;
+        }
+        if let Err((path, error)) = self.open_main(false) {
+            return error!("{}: {error}; still refusing mail", path.display());
+        }
+        self.health = Health::Probing;
+        let key = self.begin(MessageIds::new(0, std::process::id()).next(now.wall), PROBE, [MAIN], false, now);
+        self.probe = Some(key);
+        self.finish(key, b"probe\n", now);
+        self.advance(false, now);
+    }
+
+    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own.
+    fn create(&mut self, key: usize, index: usize, now: Now) {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        let directories = |copy: &Copy<F>| self.maildirs.get(copy.maildir)?.directories.as_ref();
+        let made = loop {
+            let (before, rest) = delivery.copies.split_at(index);
+            let Some(copy) = rest.first().filter(|copy| copy.failure.is_none()) else { return };
+            let Some(Directories { tmp, .. }) = directories(copy) else { break Err(io::ErrorKind::NotFound.into()) };
+            let name = delivery.name(copy.attempt, Place::Tmp, &self.host);
+            let linked = before.iter().position(|body| {
+                let from = directories(body).filter(|_| body.file.is_some() && body.failure.is_none());
+                let old = delivery.name(body.attempt, Place::Tmp, &self.host);
+                from.is_some_and(|from| self.fs.link(&from.tmp, old.as_c_str(), tmp, name.as_c_str()).is_ok())
+            });
+            if let Some(body) = linked {
+                break Ok((body, None));
+            }
+            match self.fs.create(tmp, name.as_c_str()) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && copy.attempt < ATTEMPTS_MAX => {
+                    delivery.copies[index].attempt += 1;
+                }
+                created => break created.map(|file| (index, Some(file))),
+            }
+        };
+        match made {
+            Ok((body, file)) => {
+                let copy = &mut delivery.copies[index];
+                (copy.place, copy.body, copy.file) = (Place::Tmp, body, file);
+            }
+            Err(error) => self.fail(key, "create", &error, now, |at, _| at == index),
+        }
+    }
+
+    /// Begins the flushes of as many messages as there is room for, oldest first.
+    fn begin_file_flushes(&mut self) -> bool {
+        let mut begun = 0;
+        for &key in &self.written {
+            let Some(delivery) = self.deliveries.get_mut(key) else { continue };
+            let files =
+                delivery.copies.iter().enumerate().filter_map(|(index, copy)| Some((index, copy.file.as_ref()?)));
+            delivery.waiting = files.clone().count();
+            if self.flushes > 0 && self.flushes + delivery.waiting > FLUSHES_MAX {
+                break;
+            }
+            for (index, file) in files {
+                self.fs.begin_flush(Flush::File(file), (index as Ticket) << COPY_SHIFT | key as Ticket);
+            }
+            self.flushes += delivery.waiting;
+            begun += 1;
+        }
+        self.written.drain(..begun);
+        begun > 0
+    }
+
+    /// Begins the flush of each Maildir that messages were moved to, unless one is under way there.
+    fn begin_directory_flushes(&mut self) -> bool {
+        let mut begun = false;
+        for key in self.touched.drain(..) {
+            let Some(maildir) = self.maildirs.get_mut(key).filter(|it| it.flushes == 0) else { continue };
+            let Some(directories) = maildir.directories.as_ref().filter(|_| !maildir.moved.is_empty()) else {
+                continue;
+            };
+            std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
+            let ticket = DIRECTORY_TICKET | (key as Ticket) << 1;
+            self.fs.begin_flush(Flush::Directory(&directories.new), ticket);
+            self.fs.begin_flush(Flush::Directory(&directories.cur), ticket | 1);
+            maildir.flushes = 2;
+            begun = true;
+        }
+        begun
+    }
+
+    fn flush_ended(&mut self, ticket: Ticket, result: io::Result<()>, now: Now) {
+        if ticket & DIRECTORY_TICKET != 0 {
+            let key = (ticket as u32 >> 1) as usize;
+            let Some(maildir) = self.maildirs.get_mut(key) else { return };
+            if let Err(error) = result {
+                complain(&mut self.complained, &maildir.path, "flush of new/ or cur/", &error, now);
+                maildir.flush_failure.get_or_insert(reply_to(&error));
+            }
+            maildir.flushes -= 1;
+            if maildir.flushes == 0 {
+                self.directories_flushed(key);
+            }
+            return;
+        }
+        self.flushes -= 1;
+        let (key, body) = (ticket as u32 as usize, (ticket >> COPY_SHIFT) as usize);
+        if let Err(error) = result {
+            self.health = Health::Failed;
+            self.fail(key, "flush", &error, now, |_, copy| copy.body == body);
+        }
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        delivery.waiting -= 1;
+        match (delivery.waiting, delivery.owner) {
+            // Nobody is to see it.
+            (0, PROBE) => self.end(key),
+            (0, _) => self.publish(key, now),
+            _ => {}
+        }
+    }
+
+    /// Moves a message to `new/` of all its mailboxes, where it waits for the flush of their directories.
+    fn publish(&mut self, key: usize, now: Now) {
+        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
+        for index in 0..count {
+            if let Err(error) = self.publish_copy(key, index) {
+                self.fail(key, "move to new/", &error, now, |at, _| at == index);
+            }
+        }
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
+            if let Some(maildir) = self.maildirs.get_mut(copy.maildir) {
+                maildir.moved.push(key);
+                self.touched.push(copy.maildir);
+                delivery.waiting += 1;
+            }
+        }
+        if delivery.waiting == 0 {
+            self.end(key);
+        }
+    }
+
+    /// Moves a copy to `new/`, under a fresh name where the first is taken.
+    fn publish_copy(&mut self, key: usize, index: usize) -> io::Result<()> {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return Ok(()) };
+        let copy = &delivery.copies[index];
+        let (created, mut attempt) = (copy.attempt, copy.attempt);
+        if copy.failure.is_some() {
+            return Ok(());
+        }
+        let maildir = self.maildirs.get(copy.maildir).and_then(|maildir| maildir.directories.as_ref());
+        let Directories { tmp, new, .. } = maildir.ok_or(io::ErrorKind::NotFound)?;
+        let from = delivery.name(created, Place::Tmp, &self.host);
+        loop {
+            let to = delivery.name(attempt, Place::New, &self.host);
+            match self.fs.rename(tmp, from.as_c_str(), new, to.as_c_str()) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => attempt += 1,
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let copy = &mut delivery.copies[index];
+                    (copy.attempt, copy.place) = (attempt, Place::New);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// A group of messages is safe in a Maildir, or it is not; then neither are those that were moved there meanwhile.
+    fn directories_flushed(&mut self, key: usize) {
+        let Some(maildir) = self.maildirs.get_mut(key) else { return };
+        let failure = maildir.flush_failure.take();
+        let mut group = std::mem::take(&mut maildir.flushing);
+        if failure.is_some() {
+            group.append(&mut maildir.moved);
+            self.health = Health::Failed;
+        }
+        for message in group.drain(..) {
+            if let Some(reply) = failure {
+                self.refuse(message, reply, |_, copy| copy.maildir == key);
+            }
+            let Some(delivery) = self.deliveries.get_mut(message) else { continue };
+            delivery.waiting -= 1;
+            if delivery.waiting == 0 {
+                self.end(message);
+            }
+        }
+        let Some(maildir) = self.maildirs.get_mut(key) else { return };
+        maildir.flushing = group;
+        self.touched.push(key);
+        if failure.is_some() {
+            // What a descriptor reported once it does not report again: these are not used any more.
+            maildir.directories = None;
+            if let Some((path, error)) = (key == MAIN_KEY).then(|| self.open_main(false).err()).flatten() {
+                error!("{}: {error}", path.display());
+            }
+        }
+    }
+
+    /// Tells the owner of a message what became of it.
+    fn end(&mut self, key: usize) {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        let (owner, failure) = (delivery.owner, delivery.failure());
+        if owner != PROBE {
+            delivery.copies.iter_mut().for_each(|copy| copy.place = Place::Nowhere);
+            self.outcomes.push((owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
+        }
+        self.remove(key);
+        if owner == PROBE {
+            self.probe = None;
+            let path = self.maildirs[MAIN_KEY].path.display();
+            match (failure, self.health) {
+                (None, Health::Probing) => {
+                    info!("{path}: works again; taking mail");
+                    (self.health, self.checked) = (Health::Ready, None);
+                }
+                // A flush failed after this one began: another is to show that the disk works.
+                (None, _) => {}
+                (Some(_), _) => {
+                    error!("{path}: still refusing mail");
+                    self.health = Health::Failed;
+                }
+            }
+        }
+    }
+
+    /// Forgets a message, with the names that it has.
+    fn remove(&mut self, key: usize) {
+        let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
+        for index in 0..delivery.copies.len() {
+            delivery.remove(index, &mut self.fs, &self.maildirs, &self.host);
+        }
+        for copy in delivery.copies.drain(..) {
+            let Some(maildir) = self.maildirs.get_mut(copy.maildir) else { continue };
+            maildir.users -= 1;
+            if maildir.users == 0 {
+                self.maildirs.remove(copy.maildir);
+            }
+        }
+        self.spare.push(delivery.copies);
+    }
+
+    /// Notes an error that hit some copies of a message, and says so in the log.
+    fn fail(&mut self, key: usize, doing: &str, error: &io::Error, now: Now, hit: impl Fn(usize, &Copy<F>) -> bool) {
+        let mut copies = self.deliveries.get(key).into_iter().flat_map(|delivery| &delivery.copies).enumerate();
+        let Some((_, first)) = copies.find(|(index, copy)| hit(*index, copy)) else { return };
+        if let Some(maildir) = self.maildirs.get(first.maildir) {
+            complain(&mut self.complained, &maildir.path, doing, error, now);
+        }
+        if first.maildir == MAIN_KEY && error.kind() == io::ErrorKind::NotFound {
+            // The directories themselves are gone.
+            (self.checked, self.health) = (None, Health::Failed);
+        }
+        self.refuse(key, reply_to(error), hit);
+    }
+
+    /// Refuses the copies that were hit, or all where they belong together; their names are removed.
+    fn refuse(&mut self, key: usize, reply: Reply, hit: impl Fn(usize, &Copy<F>) -> bool) {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        for index in 0..delivery.copies.len() {
+            if !delivery.apart || hit(index, &delivery.copies[index]) {
+                delivery.copies[index].failure.get_or_insert(reply);
+                delivery.remove(index, &mut self.fs, &self.maildirs, &self.host);
+            }
+        }
+    }
+}
+
+impl Store<Disk> {
+    /// Shows that mail can be kept here: makes a file, writes, flushes, moves and removes it.
+    ///
+    /// # Errors
+    /// The first step that failed, with the path that it failed on.
+    pub fn prove(&mut self) -> Result<(), PathError> {
+        let name = CString::new(format!("{PROOF}{}", self.own)).unwrap_or_default();
+        let Maildir { paths: [tmp_path, new_path, _], directories, .. } = &self.maildirs[MAIN_KEY];
+        let Some(Directories { tmp, new, .. }) = directories else { return Ok(()) };
+        let mut file = self.fs.create(tmp, &name).map_err(|error| (tmp_path.clone(), error))?;
+        let flushed = self.fs.write(&mut file, b"proof\n").and_then(|()| self.fs.prove_flushes(&file, new));
+        let proven = flushed.map_err(|error| (tmp_path.clone(), error)).and_then(|()| {
+            self.fs.rename(tmp, &name, new, &name).map_err(|error| (new_path.clone(), error))?;
+            self.fs.remove(new, &name).map_err(|error| (new_path.clone(), error))
+        });
+        proven.inspect_err(|_| drop(self.fs.remove(tmp, &name)))
+    }
+}
+
+/// One line for an error of the disk; at most one a second, so that a full disk does not fill the log, too.
+fn complain(complained: &mut Option<Instant>, path: &Path, doing: &str, error: &io::Error, now: Now) {
+    let level = if is_due(complained, CHECK_INTERVAL, now) { Level::Error } else { Level::Debug };
+    log!(level, "{}: {doing}: {error}", path.display());
+}
+
+/// What a client is told of an error: 452 where room is missing, 451 for all else (RFC 5321 4.2.3).
+fn reply_to(error: &io::Error) -> Reply {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Reply::STORAGE_FULL,
+        _ => Reply::STORAGE_FAILED,
+    }
+}
+
+/// Whether `interval` has passed since `last`; then `last` is now.
+fn is_due(last: &mut Option<Instant>, interval: Duration, now: Now) -> bool {
+    let due = last.is_none_or(|last| now.instant.saturating_duration_since(last) >= interval);
+    if due {
+        *last = Some(now.instant);
+    }
+    due
+}
