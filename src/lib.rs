@@ -29,4 +29,4 @@ mod sys;
 pub mod timers;
 
 pub use config::Config;
-pub use event_loop::{EventLoop, StartError, Stopper};
+pub use event_loop::{EventLoop, Stopper};

@@ -5,7 +5,7 @@ mod options;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use log::{LevelFilter, warn};
+use log::LevelFilter;
 use mailchute::EventLoop;
 use options::Request;
 
@@ -22,19 +22,16 @@ fn main() -> ExitCode {
         Ok(Request::Serve(config, level)) => {
             start_logging(level);
             let served = serve(*config);
-            served.map_or_else(|problem| complain(&problem, 1), |()| ExitCode::SUCCESS)
+            served.map_or_else(|problem| complain(&problem.to_string(), 1), |()| ExitCode::SUCCESS)
         }
         Err(problem) => complain(&format!("{problem}; see mailchute --help"), USAGE),
     }
 }
 
-fn serve(config: mailchute::Config) -> Result<(), String> {
-    if config.protocol.accept_any_login {
-        warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
-    }
-    let mut event_loop = EventLoop::start(config).map_err(|error| error.to_string())?;
-    event_loop.watch_signals().map_err(|error| format!("can't watch signals: {error}"))?;
-    event_loop.run().map_err(|error| format!("the system's event queue failed: {error}"))
+fn serve(config: mailchute::Config) -> io::Result<()> {
+    let event_loop = EventLoop::start(config)?;
+    event_loop.watch_signals()?;
+    event_loop.run()
 }
 
 /// Lines on stderr, without times: journals and container engines add their own.
