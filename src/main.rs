@@ -13,7 +13,7 @@ use options::Request;
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    match options::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
+    match options::parse() {
         Ok(Request::Print(text)) => {
             // A reader that went away, as `head` does, is no error of ours.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -21,8 +21,7 @@ fn main() -> ExitCode {
         }
         Ok(Request::Serve(config, level)) => {
             start_logging(level);
-            let served = serve(*config);
-            served.map_or_else(|problem| complain(&problem.to_string(), 1), |()| ExitCode::SUCCESS)
+            serve(*config).map_or_else(|problem| complain(&problem.to_string(), 1), |()| ExitCode::SUCCESS)
         }
         Err(problem) => complain(&format!("{problem}; see mailchute --help"), USAGE),
     }
@@ -36,12 +35,10 @@ fn serve(config: mailchute::Config) -> io::Result<()> {
 
 /// Lines on stderr, without times: journals and container engines add their own.
 fn start_logging(level: Option<LevelFilter>) {
+    let variable = std::env::var("RUST_LOG").ok().filter(|filters| !filters.is_empty());
+    let filters = level.map(|level| level.to_string()).or(variable);
     let mut builder = env_logger::Builder::new();
-    match (level, std::env::var("RUST_LOG")) {
-        (Some(level), _) => builder.filter_level(level),
-        (None, Ok(filters)) if !filters.is_empty() => builder.parse_filters(&filters),
-        (None, _) => builder.filter_level(LevelFilter::Info),
-    };
+    builder.parse_filters(filters.as_deref().unwrap_or("info"));
     builder.format(|line, record| writeln!(line, "{:<5} {}", record.level(), record.args()));
     builder.init();
 }
