@@ -139,10 +139,9 @@ impl EventLoop {
         for (token, listener) in (LISTENERS..).zip(&listeners) {
             watch(&poll, &listener.socket, Token(token), Interest::READABLE)?;
         }
-        let now = Instant::now();
-        let server = Server::new(&config, maildir, MessageIds::new(random, std::process::id()), now);
+        let server = Server::new(&config, maildir, MessageIds::new(random, std::process::id()));
         let stopper = Stopper(Arc::new(stopper));
-        Ok(Self { poll, listeners, accept_from: now, server, stopper, stops, config, end: None })
+        Ok(Self { poll, listeners, accept_from: Instant::now(), server, stopper, stops, config, end: None })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -203,27 +202,21 @@ impl EventLoop {
                             listener.ready = true;
                         }
                     }
-                    Token(token) => self.server.mark(
-                        token - CONNECTIONS,
-                        Readiness {
-                            readable: event.is_readable(),
-                            writable: event.is_writable(),
-                            ending: event.is_read_closed() || event.is_write_closed() || event.is_error(),
-                        },
-                    ),
+                    Token(token) => {
+                        let (readable, writable) = (event.is_readable(), event.is_writable());
+                        let ending = event.is_read_closed() || event.is_write_closed() || event.is_error();
+                        self.server.mark(token - CONNECTIONS, Readiness { readable, writable, ending });
+                    }
                 }
             }
             self.accept(now);
             self.server.turn(now);
-            if let Some(end) = self.end {
-                if self.server.is_empty() {
-                    return Ok(());
-                }
-                if now.instant >= end {
+            if self.end.is_some_and(|end| now.instant >= end || self.server.is_empty()) {
+                if !self.server.is_empty() {
                     warn!("stopping with {} connections in a message", self.server.connections());
-                    self.server.abort();
-                    return Ok(());
                 }
+                self.server.abort();
+                return Ok(());
             }
         }
     }
@@ -274,7 +267,6 @@ impl EventLoop {
                     }
                     // Waiting helps, trying at once does not.
                     Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                        let error = io::Error::from(error);
                         warn!("no room for a newcomer: {error}; those who are here go on");
                         self.accept_from = now.instant + ACCEPT_PAUSE;
                         return;
@@ -299,13 +291,9 @@ fn bind_all(places: &[Listen]) -> io::Result<Vec<Listener>> {
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if *optional => {
                 warn!("not listening on {place}: this system has no such address");
             }
-            Err(errno) => {
-                let hint = match errno {
-                    Errno::ACCESS => "ports below 1024 need CAP_NET_BIND_SERVICE, paths a writable directory; ",
-                    _ => "",
-                };
-                let error = io::Error::from(errno);
-                let problem = format!("can't listen on {place}: {error}; {hint}choose another with --listen ADDR");
+            Err(error) => {
+                let advice = "choose another with --listen ADDR; ports below 1024 need CAP_NET_BIND_SERVICE";
+                let problem = format!("can't listen on {place}: {error}; {advice}");
                 return Err(io::Error::new(error.kind(), problem));
             }
         }
@@ -354,15 +342,13 @@ fn remove_stale_socket(path: &Path) {
 fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
     let problem = format!("can't keep mail in {}: {error}", path.display());
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let there = path.ancestors().find_map(|path| {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        Some((path, std::fs::metadata(path).ok()?))
-    });
+    let path = absolute(path).unwrap_or_default();
+    let there = path.ancestors().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
     let advice = match there.filter(|_| error.kind() == io::ErrorKind::PermissionDenied) {
         None => "mend that, or choose another with --maildir DIR".to_owned(),
         Some((nearest, metadata)) => {
             let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
-            let command = match nearest.starts_with(maildir) {
+            let command = match maildir.exists() {
                 true => format!("chown -R {user}:{group} {quoted} && chmod 0700 {quoted}"),
                 // The directory above may be anybody's and stays so.
                 false => format!("install -d -o {user} -g {group} -m 0700 {quoted}"),

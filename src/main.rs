@@ -7,21 +7,15 @@ use std::process::ExitCode;
 
 use log::LevelFilter;
 use mailchute::EventLoop;
-use options::Request;
 
 /// Wrong usage, as `sysexits.h` has it.
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     match options::parse() {
-        Ok(Request::Print(text)) => {
-            // A reader that went away, as `head` does, is no error of ours.
-            let _ = io::stdout().write_all(text.as_bytes());
-            ExitCode::SUCCESS
-        }
-        Ok(Request::Serve(config, level)) => {
+        Ok((config, level)) => {
             start_logging(level);
-            serve(*config).map_or_else(|problem| complain(&problem.to_string(), 1), |()| ExitCode::SUCCESS)
+            serve(config).map_or_else(|problem| complain(&problem.to_string(), 1), |()| ExitCode::SUCCESS)
         }
         Err(problem) => complain(&format!("{problem}; see mailchute --help"), USAGE),
     }

@@ -1,6 +1,7 @@
 //! The command line and the environment: one table, from which help, parsing and variables' names come.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
@@ -37,25 +38,18 @@ const OPTIONS: &[(&str, &str, &str)] = &[
 /// Options that may be given several times, or with several values separated by commas in the environment.
 const REPEATABLE: &[&str] = &["listen", "lmtp"];
 
-/// What the command line asks for.
-pub enum Request {
-    /// To serve, logging at this level where one was given.
-    Serve(Box<Config>, Option<LevelFilter>),
-    /// To print this and end.
-    Print(String),
-}
-
-/// Reads the command line, and from the environment what it does not say.
+/// Reads the command line, and from the environment what it does not say: the settings, and the level to log at where
+/// one was given. Prints help or the version where that is asked for, and ends.
 ///
 /// # Errors
 /// One line that names what is wrong and what would be right.
-pub fn parse() -> Result<Request, lexopt::Error> {
+pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
     let mut given = vec![Vec::new(); OPTIONS.len()];
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         let index = match argument {
-            Arg::Long("help") | Arg::Short('h') => return Ok(Request::Print(help())),
-            Arg::Long("version") | Arg::Short('V') => return Ok(Request::Print(VERSION.to_owned())),
+            Arg::Long("help") | Arg::Short('h') => print(&help()),
+            Arg::Long("version") | Arg::Short('V') => print(VERSION),
             Arg::Long(name) => OPTIONS.iter().position(|(known, ..)| *known == name),
             _ => None,
         };
@@ -65,7 +59,7 @@ pub fn parse() -> Result<Request, lexopt::Error> {
             _ => parser.value()?,
         });
     }
-    let mut config = Box::<Config>::default();
+    let mut config = Config::default();
     let mut level = None;
     for (&(name, _, help), mut values) in OPTIONS.iter().zip(given) {
         let mut source = format!("--{name}");
@@ -79,7 +73,7 @@ pub fn parse() -> Result<Request, lexopt::Error> {
                 .ok_or_else(|| format!("{source} does not take \"{}\": {help}", value.to_string_lossy()))?;
         }
     }
-    Ok(Request::Serve(config, level))
+    Ok((config, level))
 }
 
 /// The values in a variable.
@@ -165,6 +159,12 @@ fn duration(value: &str) -> Option<Duration> {
     let units = [("", 1000), ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     // A year is more than any timeout, and small enough to be added to a clock.
     quantity(value, &units).filter(|&it| it <= 366 * 86_400_000).map(Duration::from_millis)
+}
+
+fn print(text: &str) -> ! {
+    // A reader that went away, as `head` does, is no error of ours.
+    let _ = io::stdout().write_all(text.as_bytes());
+    std::process::exit(0)
 }
 
 const VERSION: &str = concat!("mailchute ", env!("CARGO_PKG_VERSION"), "\n");

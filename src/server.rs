@@ -57,7 +57,7 @@ pub struct Server<T, F: FileSystem> {
 
 impl<T: Transport, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `maildir`.
-    pub fn new(config: &Config, maildir: Maildir<F>, ids: MessageIds, now: Instant) -> Self {
+    pub fn new(config: &Config, maildir: Maildir<F>, ids: MessageIds) -> Self {
         Self {
             connections: Slab::new(),
             maildir,
@@ -70,7 +70,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             scratch: Vec::with_capacity(BLOCK_OCTETS),
             blocks: BufferPool::new(BLOCK_OCTETS, BLOCKS_MAX, BLOCKS_MAX),
             small: BufferPool::new(SMALL_OCTETS, usize::MAX, SMALL_KEPT_MAX),
-            timers: Timers::new(now),
+            timers: Timers::default(),
             runnable: Vec::new(),
             touched: Vec::new(),
             closed: Vec::new(),
