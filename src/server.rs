@@ -85,11 +85,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         self.connections.vacant_key()
     }
 
-    /// The transport of a connection, to be registered with a poll.
-    pub fn transport(&mut self, key: usize) -> Option<&mut T> {
-        self.connections.get_mut(key).map(|connection| &mut connection.transport)
-    }
-
     /// How many connections there are.
     pub fn connections(&self) -> usize {
         self.connections.len()
