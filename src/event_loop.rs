@@ -75,30 +75,15 @@ impl Drop for Listener {
     }
 }
 
-/// Ends a running [`EventLoop`] from another thread, as SIGTERM does.
-#[derive(Clone, Debug)]
-pub struct Stopper(Arc<OwnedFd>);
-
-impl Stopper {
-    /// Asks for the end; a second call ends at once.
-    ///
-    /// # Errors
-    /// That of the write which wakes the loop: `BrokenPipe` when it has ended.
-    pub fn stop(&self) -> io::Result<()> {
-        rustix::net::send(&*self.0, &[0], SendFlags::NOSIGNAL)?;
-        Ok(())
-    }
-}
-
 /// A whole server: its sockets, its Maildir and the loop that serves them on the caller's thread.
 ///
 /// ```no_run
 /// let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
 /// let event_loop = mailchute::EventLoop::start(config)?;
-/// let stopper = event_loop.stopper();
+/// let stop = event_loop.stopper();
 /// let server = std::thread::spawn(move || event_loop.run());
 /// // … and when it is time:
-/// stopper.stop()?;
+/// stop()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct EventLoop {
@@ -107,8 +92,9 @@ pub struct EventLoop {
     /// Newcomers are taken from now on; later than now when no descriptor was left for one.
     accept_from: Instant,
     server: Server<TcpStream, Disk>,
-    stopper: Stopper,
-    /// Gives an octet for each time that the end was asked for.
+    /// Takes an octet for each time that the end is asked for.
+    stopper: Arc<OwnedFd>,
+    /// Gives them.
     stops: OwnedFd,
     config: Config,
     /// When the end that was asked for comes even if messages are still coming in.
@@ -140,7 +126,7 @@ impl EventLoop {
             watch(&poll, &listener.socket, Token(token), Interest::READABLE)?;
         }
         let server = Server::new(&config, maildir, MessageIds::new(random, std::process::id()));
-        let stopper = Stopper(Arc::new(stopper));
+        let stopper = Arc::new(stopper);
         Ok(Self { poll, listeners, accept_from: Instant::now(), server, stopper, stops, config, end: None })
     }
 
@@ -149,9 +135,11 @@ impl EventLoop {
         self.listeners.iter().map(|listener| listener.place.to_string()).collect()
     }
 
-    /// What ends the loop from another thread.
-    pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
+    /// What ends the loop from another thread, as SIGTERM does; called once more, it ends the loop at once. Its error is
+    /// that of the write which wakes the loop: `BrokenPipe` when that has ended.
+    pub fn stopper(&self) -> impl Fn() -> io::Result<()> + Clone + Send + Sync + use<> {
+        let stopper = Arc::clone(&self.stopper);
+        move || rustix::net::send(&*stopper, &[0], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
     }
 
     /// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore; and has a file size
@@ -161,7 +149,7 @@ impl EventLoop {
     /// Those of installing the handlers.
     pub fn watch_signals(&self) -> io::Result<()> {
         for signal in [SIGTERM, SIGINT] {
-            signal_hook::low_level::pipe::register(signal, self.stopper.0.try_clone()?)?;
+            signal_hook::low_level::pipe::register(signal, self.stopper.try_clone()?)?;
         }
         // A handler is enough; nobody reads what it sets.
         signal_hook::flag::register(SIGXFSZ, Arc::default())?;
@@ -340,9 +328,8 @@ fn remove_stale_socket(path: &Path) {
 
 /// Why a directory can't be used, who we are, whose it is, and what mends it.
 fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
-    let problem = format!("can't keep mail in {}: {error}", path.display());
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let path = absolute(path).unwrap_or_default();
+    let path = absolute(path).unwrap_or_else(|_| path.to_owned());
     let there = path.ancestors().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
     let advice = match there.filter(|_| error.kind() == io::ErrorKind::PermissionDenied) {
         None => "mend that, or choose another with --maildir DIR".to_owned(),
@@ -358,5 +345,5 @@ fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
             format!("{nearest} is {owner}:{owner_group}'s with mode {mode:04o}, we are {user}:{group}; run: {command}")
         }
     };
-    io::Error::new(error.kind(), format!("{problem}; {advice}"))
+    io::Error::new(error.kind(), format!("can't keep mail in {}: {error}; {advice}", path.display()))
 }

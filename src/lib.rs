@@ -6,8 +6,7 @@
 //! 2. The disk decides the reply: `250` leaves only when the message and its name are on stable storage.
 //! 3. Events only mark; the turn does the work: receive, deliver, reply, expire, reap.
 //!
-//! It can be embedded at two heights: [`smtp::session::Session`] alone, in any runtime, or the whole server, an
-//! [`EventLoop`].
+//! It can be embedded at two heights: [`smtp::session::Session`] alone, in any runtime, or the whole [`EventLoop`].
 //!
 //! Read it in this order: `config`, `smtp/session`, `smtp/data`, `maildir`, `server`, `event_loop`.
 
@@ -24,4 +23,4 @@ mod sys;
 pub mod timers;
 
 pub use config::Config;
-pub use event_loop::{EventLoop, Stopper};
+pub use event_loop::EventLoop;
