@@ -15,9 +15,9 @@ fn main() -> ExitCode {
     match options::parse() {
         Ok((config, level)) => {
             start_logging(level);
-            serve(config).map_or_else(|problem| complain(&problem.to_string(), 1), |()| ExitCode::SUCCESS)
+            serve(config).map_or_else(|problem| complain(problem, 1), |()| ExitCode::SUCCESS)
         }
-        Err(problem) => complain(&format!("{problem}; see mailchute --help"), USAGE),
+        Err(problem) => complain(format!("{problem}; see mailchute --help"), USAGE),
     }
 }
 
@@ -37,7 +37,7 @@ fn start_logging(level: Option<LevelFilter>) {
     builder.init();
 }
 
-fn complain(problem: &str, status: u8) -> ExitCode {
+fn complain(problem: impl std::fmt::Display, status: u8) -> ExitCode {
     // Nobody may be left to read it.
     let _ = writeln!(io::stderr(), "mailchute: {problem}");
     ExitCode::from(status)

@@ -65,8 +65,12 @@ pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
         let mut source = format!("--{name}");
         if values.is_empty() {
             source = format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"));
-            let value = std::env::var_os(&source).filter(|value| !value.is_empty());
-            values = value.map_or_else(Vec::new, |value| split(name, value));
+            let value = std::env::var_os(&source).unwrap_or_default();
+            values = match value.to_str() {
+                Some(text) if REPEATABLE.contains(&name) => text.split(',').map(OsString::from).collect(),
+                _ => vec![value],
+            };
+            values.retain(|value| !value.is_empty());
         }
         for value in values {
             apply(name, &value, &mut config, &mut level)
@@ -74,14 +78,6 @@ pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
         }
     }
     Ok((config, level))
-}
-
-/// The values in a variable.
-fn split(name: &str, value: OsString) -> Vec<OsString> {
-    match value.to_str().filter(|_| REPEATABLE.contains(&name)) {
-        Some(text) => text.split(',').filter(|part| !part.trim().is_empty()).map(OsString::from).collect(),
-        None => vec![value],
-    }
 }
 
 /// Sets what `name` stands for; `None` where the value is wrong.
