@@ -1,7 +1,7 @@
 //! Every setting and every limit, with its unit and where its figure comes from.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,10 +74,9 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        let places = loopback.map(|host| Place::Tcp((host, 2525).into()));
+        let usual = |address| Listen { place: Place::Tcp(address), dialect: Dialect::Smtp, optional: true };
         Self {
-            listen: places.map(|place| Listen { place, dialect: Dialect::Smtp, optional: true }).into(),
+            listen: [(Ipv4Addr::LOCALHOST, 2525).into(), (Ipv6Addr::LOCALHOST, 2525).into()].map(usual).into(),
             maildir: PathBuf::from("Maildir"),
             sync: SyncMode::Always,
             min_free: MinFree::Usual,

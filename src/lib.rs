@@ -6,13 +6,7 @@
 //! 2. The disk decides the reply: `250` leaves only when the message and its name are on stable storage.
 //! 3. Events only mark; the turn does the work: receive, deliver, reply, expire, reap.
 //!
-//! It can be embedded at two heights: [`smtp::session::Session`] alone, in any runtime, or the whole server:
-//!
-//! ```no_run
-//! let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
-//! mailchute::EventLoop::start(config)?.run()?;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! It can be embedded at two heights: [`smtp::session::Session`] alone, in any runtime, or the whole [`EventLoop`].
 //!
 //! Read it in this order: `config`, `smtp/session`, `smtp/data`, `delivery`, `server`, `event_loop`.
 
@@ -30,4 +24,4 @@ mod sys;
 pub mod timers;
 
 pub use config::Config;
-pub use event_loop::{EventLoop, StartError, Stopper};
+pub use event_loop::EventLoop;

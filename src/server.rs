@@ -57,7 +57,7 @@ pub struct Server<T, F: FileSystem> {
 
 impl<T: Transport, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
-    pub fn new(config: &Config, store: Store<F>, ids: MessageIds, now: Instant) -> Self {
+    pub fn new(config: &Config, store: Store<F>, ids: MessageIds) -> Self {
         Self {
             connections: Slab::new(),
             store,
@@ -70,7 +70,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             scratch: Vec::with_capacity(BLOCK_OCTETS),
             blocks: BufferPool::new(BLOCK_OCTETS, BLOCKS_MAX, BLOCKS_MAX),
             small: BufferPool::new(SMALL_OCTETS, usize::MAX, SMALL_KEPT_MAX),
-            timers: Timers::new(now),
+            timers: Timers::default(),
             runnable: Vec::new(),
             touched: Vec::new(),
             closed: Vec::new(),
@@ -83,11 +83,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// The key that the next connection will have.
     pub fn vacant_key(&self) -> usize {
         self.connections.vacant_key()
-    }
-
-    /// The transport of a connection, to be registered with a poll.
-    pub fn transport(&mut self, key: usize) -> Option<&mut T> {
-        self.connections.get_mut(key).map(|connection| &mut connection.transport)
     }
 
     /// How many connections there are.

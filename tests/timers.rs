@@ -1,4 +1,4 @@
-//! The wheel of deadlines.
+//! The deadlines.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use mailchute::timers::Timers;
 #[test]
 fn keys_expire_in_order_and_not_early() {
     let start = Instant::now();
-    let mut timers = Timers::new(start);
+    let mut timers = Timers::default();
     let at = |milliseconds| start + Duration::from_millis(milliseconds);
     timers.arm(0, at(5_000));
     timers.arm(1, at(1_000));

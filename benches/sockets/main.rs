@@ -91,10 +91,10 @@ fn measure(server: Server, workplace: &Workplace, connections: usize, time: Dura
             let config = Config { listen, maildir: path, min_free: MinFree::Octets(0), ..Config::default() };
             let event_loop = EventLoop::start(config).unwrap();
             let address = event_loop.places()[0].parse().unwrap();
-            let stopper = event_loop.stopper();
+            let stop = event_loop.stopper();
             let thread = std::thread::spawn(move || event_loop.run());
             let sample = load::run(address, connections, time);
-            stopper.stop().unwrap();
+            stop().unwrap();
             thread.join().unwrap().unwrap();
             sample
         }

@@ -195,7 +195,7 @@ impl World {
         let mut config = Config::default();
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
-        let server = Server::new(&config, store, MessageIds::new(7, 7), now.instant);
+        let server = Server::new(&config, store, MessageIds::new(7, 7));
         Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
     }
 
