@@ -52,6 +52,12 @@ use crate::smtp::trace::{MessageId, MessageIds};
 /// Flushes of files that are under way at once; messages beyond wait for their turn.
 pub const FLUSHES_MAX: usize = 128;
 
+/// Files that are open at once, unless descriptors are fewer; then sessions wait.
+pub const FILES_MAX: usize = 512;
+
+/// Names that are kept to be removed later.
+const LITTER_MAX: usize = 256;
+
 /// How often the file system is asked for its room, and a failed one is tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -71,9 +77,10 @@ const MAIN_KEY: usize = 0;
 /// The owner of a file that only shows that the disk works.
 const PROBE: usize = usize::MAX;
 
-/// Tickets of directories have the first bit, and the last for `cur/`, with the Maildir's key between; those of files
+/// Tickets of directories have the first bit and the Maildir's key, and tell them apart by the last bits; those of files
 /// have the copy's number above the message's key.
 const DIRECTORY_TICKET: Ticket = 1 << 63;
+const DIRECTORY_SHIFT: u32 = 3;
 const COPY_SHIFT: u32 = 32;
 
 /// The space that is left free for others: below it, no new mail.
@@ -163,19 +170,6 @@ impl<F: FileSystem> Delivery<F> {
         let _ = if place == Place::New { write!(name, ",S={}", self.size) } else { Ok(()) };
         name
     }
-
-    /// Removes the name of a copy, where it has one.
-    fn remove(&mut self, index: usize, fs: &mut F, maildirs: &Slab<Maildir<F>>, host: &str) {
-        let Copy { maildir, place, attempt, .. } = self.copies[index];
-        let directories = maildirs.get(maildir).and_then(|maildir| maildir.directories.as_ref());
-        self.copies[index].place = Place::Nowhere;
-        let name = self.name(attempt, place, host);
-        let _ = match (place, directories) {
-            (Place::Tmp, Some(directories)) => fs.remove(&directories.tmp, name.as_c_str()),
-            (Place::New, Some(directories)) => fs.remove(&directories.new, name.as_c_str()),
-            _ => Ok(()),
-        };
-    }
 }
 
 /// What the disk is known to do.
@@ -208,6 +202,11 @@ pub struct Store<F: FileSystem> {
     /// Emptied lists, kept for their memory.
     spare: Vec<Vec<Copy<F>>>,
     flushes: usize,
+    /// Open files of messages, and how many there may be before sessions wait.
+    files: usize,
+    files_max: usize,
+    /// Names in the main Maildir that could not be removed, to be tried again.
+    litter: Vec<(Place, Name)>,
     health: Health,
     probe: Option<usize>,
     room: u64,
@@ -242,6 +241,9 @@ impl<F: FileSystem> Store<F> {
             outcomes: Vec::new(),
             spare: Vec::new(),
             flushes: 0,
+            files: 0,
+            files_max: FILES_MAX,
+            litter: Vec::new(),
             health: Health::Ready,
             probe: None,
             room: u64::MAX,
@@ -254,6 +256,16 @@ impl<F: FileSystem> Store<F> {
         };
         store.open_main(true)?;
         Ok(store)
+    }
+
+    /// Has sessions wait when so many descriptors are used.
+    pub const fn limit_files(&mut self, files_max: usize) {
+        self.files_max = files_max;
+    }
+
+    /// Whether new messages are to wait until others are stored.
+    pub fn is_full(&self) -> bool {
+        self.files + 3 * (self.maildirs.len() - 1) >= self.files_max
     }
 
     /// The file system behind it.
@@ -319,6 +331,16 @@ impl<F: FileSystem> Store<F> {
         self.remove(key);
     }
 
+    /// Removes what is not published yet, as the process is about to end.
+    pub fn abort(&mut self) {
+        for key in 0..self.deliveries.capacity() {
+            let copies = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
+            for index in 0..copies {
+                self.unlink(key, index, Place::Tmp);
+            }
+        }
+    }
+
     /// Whether messages are between their first octet and their outcome.
     pub fn is_idle(&self) -> bool {
         self.deliveries.is_empty()
@@ -382,42 +404,66 @@ impl<F: FileSystem> Store<F> {
     /// later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
     fn open_main(&mut self, start: bool) -> Result<(), PathError> {
         let main = &mut self.maildirs[MAIN_KEY];
-        let at_root = |error| (main.path.clone(), error);
-        let root = self.fs.open_directory(&main.path, start).map_err(at_root)?;
+        let path = main.path.clone();
+        let at_root = |error| (path.clone(), error);
+        let mut root = self.fs.open_directory(&path, false);
+        let missing = start && root.is_err();
+        if missing {
+            root = self.fs.open_directory(&path, true);
+        }
+        let root = root.map_err(at_root)?;
         let device = self.fs.device(&root).map_err(at_root)?;
         let create = *self.device.get_or_insert(device) == device;
-        main.open(&mut self.fs, &root, create)
+        let made = main.open(&mut self.fs, &root, create)?;
+        if !start {
+            main.root = made.then_some(root);
+            return Ok(());
+        }
+        // Whoever made these directories, and be it a moment ago: from now on their names are durable.
+        self.fs.flush_directory(&root).map_err(at_root)?;
+        let above = self.fs.open_directory_in(&root, c"..", false);
+        match above.and_then(|above| self.fs.flush_directory(&above)) {
+            Err(error) if missing => Err(at_root(error)),
+            // We may not even read what is above a directory that we found.
+            _ => Ok(()),
+        }
     }
 
     /// The Maildir that a destination names, opened where it is not; for one copy more.
     fn open_destination(&mut self, destination: &str) -> Result<usize, PathError> {
         if let Some((key, maildir)) = self.maildirs.iter_mut().find(|(_, it)| it.destination == destination) {
+            maildir.usable().map_err(|error| (maildir.path.clone(), error))?;
             maildir.users += 1;
             return Ok(key);
         }
         let mut maildir = Maildir { users: 1, ..Maildir::new(destination, PathBuf::from(destination)) };
         let root = self.fs.open_directory(&maildir.path, false).map_err(|error| (maildir.path.clone(), error))?;
-        maildir.open(&mut self.fs, &root, true)?;
+        maildir.root = maildir.open(&mut self.fs, &root, true)?.then_some(root);
         Ok(self.maildirs.insert(maildir))
     }
 
     /// Asks for room, and whether the directories are still where they were.
     fn check(&mut self, now: Now) {
-        let Maildir { path, paths, directories, flushes, .. } = &self.maildirs[MAIN_KEY];
-        let Some(Directories { new, .. }) = directories else { return };
-        if !matches!(self.fs.is_same(&paths[1], new), Ok(true)) && *flushes == 0 {
-            warn!("{}: removed or replaced while running; opening it again", path.display());
+        let main = &mut self.maildirs[MAIN_KEY];
+        let there = main.usable().and_then(|it| self.fs.is_same(&main.paths[1], &it.new));
+        if !matches!(there, Ok(true)) && main.flushes == 0 {
+            warn!("{}: removed or replaced while running; opening it again", main.path.display());
             if let Err((path, error)) = self.open_main(false) {
                 error!("{}: {error}; refusing mail until it is back", path.display());
-                self.health = Health::Failed;
-                self.probed = Some(now.instant);
+                (self.health, self.probed) = (Health::Failed, Some(now.instant));
+                self.maildirs[MAIN_KEY].failed = true;
             }
         }
         let Maildir { path, directories, .. } = &self.maildirs[MAIN_KEY];
-        let Some(Ok(space)) = directories.as_ref().map(|it| self.fs.space(&it.new)) else { return };
+        let Some(directories) = directories else { return };
+        self.litter.retain(|(place, name)| {
+            let directory = if *place == Place::Tmp { &directories.tmp } else { &directories.new };
+            !is_removed(&self.fs.remove(directory, name.as_c_str()))
+        });
+        let Ok(space) = self.fs.space(&directories.new) else { return };
         self.room = match (space.free_files, self.min_free) {
             (0, _) => 0,
-            (_, MinFree::Octets(0)) => u64::MAX,
+            (_, MinFree::Octets(0) | MinFree::Percent(0)) => u64::MAX,
             (_, floor) => space.free.saturating_sub(floor.octets(space.total)),
         };
         let full = self.room == 0;
@@ -449,7 +495,7 @@ impl<F: FileSystem> Store<F> {
     /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own.
     fn create(&mut self, key: usize, index: usize, now: Now) {
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
-        let directories = |copy: &Copy<F>| self.maildirs.get(copy.maildir)?.directories.as_ref();
+        let directories = |copy: &Copy<F>| self.maildirs.get(copy.maildir)?.usable().ok();
         let made = loop {
             let (before, rest) = delivery.copies.split_at(index);
             let Some(copy) = rest.first().filter(|copy| copy.failure.is_none()) else { return };
@@ -473,6 +519,7 @@ impl<F: FileSystem> Store<F> {
         match made {
             Ok((body, file)) => {
                 let copy = &mut delivery.copies[index];
+                self.files += usize::from(file.is_some());
                 (copy.place, copy.body, copy.file) = (Place::Tmp, body, file);
             }
             Err(error) => self.fail(key, "create", &error, now, |at, _| at == index),
@@ -509,10 +556,13 @@ impl<F: FileSystem> Store<F> {
                 continue;
             };
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
-            let ticket = DIRECTORY_TICKET | (key as Ticket) << 1;
-            self.fs.begin_flush(Flush::Directory(&directories.new), ticket);
-            self.fs.begin_flush(Flush::Directory(&directories.cur), ticket | 1);
-            maildir.flushes = 2;
+            let ticket = DIRECTORY_TICKET | (key as Ticket) << DIRECTORY_SHIFT;
+            for (directory, ticket) in
+                [&directories.new, &directories.cur].into_iter().chain(&maildir.root).zip(ticket..)
+            {
+                self.fs.begin_flush(Flush::Directory(directory), ticket);
+                maildir.flushes += 1;
+            }
             begun = true;
         }
         begun
@@ -520,7 +570,7 @@ impl<F: FileSystem> Store<F> {
 
     fn flush_ended(&mut self, ticket: Ticket, result: io::Result<()>, now: Now) {
         if ticket & DIRECTORY_TICKET != 0 {
-            let key = (ticket as u32 >> 1) as usize;
+            let key = (ticket as u32 >> DIRECTORY_SHIFT) as usize;
             let Some(maildir) = self.maildirs.get_mut(key) else { return };
             if let Err(error) = result {
                 complain(&mut self.complained, &maildir.path, "flush of new/ or cur/", &error, now);
@@ -539,6 +589,7 @@ impl<F: FileSystem> Store<F> {
             self.fail(key, "flush", &error, now, |_, copy| copy.body == body);
         }
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        self.files -= usize::from(delivery.copies.get_mut(body).and_then(|copy| copy.file.take()).is_some());
         delivery.waiting -= 1;
         match (delivery.waiting, delivery.owner) {
             // Nobody is to see it.
@@ -577,8 +628,7 @@ impl<F: FileSystem> Store<F> {
         if copy.failure.is_some() {
             return Ok(());
         }
-        let maildir = self.maildirs.get(copy.maildir).and_then(|maildir| maildir.directories.as_ref());
-        let Directories { tmp, new, .. } = maildir.ok_or(io::ErrorKind::NotFound)?;
+        let Directories { tmp, new, .. } = self.maildirs.get(copy.maildir).ok_or(io::ErrorKind::NotFound)?.usable()?;
         let from = delivery.name(created, Place::Tmp, &self.host);
         loop {
             let to = delivery.name(attempt, Place::New, &self.host);
@@ -615,10 +665,11 @@ impl<F: FileSystem> Store<F> {
         }
         let Some(maildir) = self.maildirs.get_mut(key) else { return };
         maildir.flushing = group;
+        maildir.root = None;
         self.touched.push(key);
         if failure.is_some() {
-            // What a descriptor reported once it does not report again: these are not used any more.
-            maildir.directories = None;
+            // What a descriptor reported once it does not report again.
+            maildir.failed = true;
             if let Some((path, error)) = (key == MAIN_KEY).then(|| self.open_main(false).err()).flatten() {
                 error!("{}: {error}", path.display());
             }
@@ -654,11 +705,13 @@ impl<F: FileSystem> Store<F> {
 
     /// Forgets a message, with the names that it has.
     fn remove(&mut self, key: usize) {
-        let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
-        for index in 0..delivery.copies.len() {
-            delivery.remove(index, &mut self.fs, &self.maildirs, &self.host);
+        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
+        for index in 0..count {
+            self.unlink(key, index, Place::New);
         }
+        let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
         for copy in delivery.copies.drain(..) {
+            self.files -= usize::from(copy.file.is_some());
             let Some(maildir) = self.maildirs.get_mut(copy.maildir) else { continue };
             maildir.users -= 1;
             if maildir.users == 0 {
@@ -666,6 +719,30 @@ impl<F: FileSystem> Store<F> {
             }
         }
         self.spare.push(delivery.copies);
+    }
+
+    /// Removes the name of a copy, where it has come as far as `until` at most.
+    fn unlink(&mut self, key: usize, index: usize, until: Place) {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        let Copy { maildir, place, attempt, .. } = delivery.copies[index];
+        let Some(Maildir { path, directories: Some(Directories { tmp, new, .. }), .. }) = self.maildirs.get(maildir)
+        else {
+            return;
+        };
+        let directory = match place {
+            Place::Tmp => tmp,
+            Place::New if until == Place::New => new,
+            _ => return,
+        };
+        let name = delivery.name(attempt, place, &self.host);
+        delivery.copies[index].place = Place::Nowhere;
+        let removed = self.fs.remove(directory, name.as_c_str());
+        if !is_removed(&removed) {
+            error!("{}: a file of a refused message can't be removed: {removed:?}", path.display());
+            if maildir == MAIN_KEY && self.litter.len() < LITTER_MAX {
+                self.litter.push((place, name));
+            }
+        }
     }
 
     /// Notes an error that hit some copies of a message, and says so in the log.
@@ -684,11 +761,12 @@ impl<F: FileSystem> Store<F> {
 
     /// Refuses the copies that were hit, or all where they belong together; their names are removed.
     fn refuse(&mut self, key: usize, reply: Reply, hit: impl Fn(usize, &Copy<F>) -> bool) {
-        let Some(delivery) = self.deliveries.get_mut(key) else { return };
-        for index in 0..delivery.copies.len() {
+        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
+        for index in 0..count {
+            let Some(delivery) = self.deliveries.get_mut(key) else { return };
             if !delivery.apart || hit(index, &delivery.copies[index]) {
                 delivery.copies[index].failure.get_or_insert(reply);
-                delivery.remove(index, &mut self.fs, &self.maildirs, &self.host);
+                self.unlink(key, index, Place::New);
             }
         }
     }
@@ -700,6 +778,14 @@ impl Store<Disk> {
     /// # Errors
     /// The first step that failed, with the path that it failed on.
     pub fn prove(&mut self) -> Result<(), PathError> {
+        match self.prove_once() {
+            // What was flushed in vain is not flushed again, nor by what was opened before: the proof begins anew.
+            Err(_) if self.fs.falls_back() => self.open_main(false).and_then(|()| self.prove_once()),
+            proven => proven,
+        }
+    }
+
+    fn prove_once(&mut self) -> Result<(), PathError> {
         let name = CString::new(format!("{PROOF}{}", self.own)).unwrap_or_default();
         let Maildir { paths: [tmp_path, new_path, _], directories, .. } = &self.maildirs[MAIN_KEY];
         let Some(Directories { tmp, new, .. }) = directories else { return Ok(()) };
@@ -725,6 +811,11 @@ fn reply_to(error: &io::Error) -> Reply {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Reply::STORAGE_FULL,
         _ => Reply::STORAGE_FAILED,
     }
+}
+
+/// Whether a name is not there any more.
+fn is_removed(result: &io::Result<()>) -> bool {
+    result.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
 }
 
 /// Whether `interval` has passed since `last`; then `last` is now.

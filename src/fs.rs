@@ -50,10 +50,12 @@ pub trait FileSystem {
     type Listing;
 
     /// Opens the directory `path`, through symbolic links; an administrator may have put one there. With `create` it is
-    /// made (mode 0700) when it is missing, and its name is durable when this returns. Parents are not made.
+    /// made (mode 0700) when it is missing; its name is durable when the directory above it is flushed. Parents are not
+    /// made.
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<Self::Directory>;
 
-    /// Opens the directory `name` in `parent`; a symbolic link is an error (`NotADirectory`). `create` as above.
+    /// Opens the directory `name` in `parent`, or with `..` the one above it; a symbolic link is an error
+    /// (`NotADirectory`). `create` as above.
     fn open_directory_in(&mut self, parent: &Self::Directory, name: &CStr, create: bool)
     -> io::Result<Self::Directory>;
 
@@ -76,6 +78,9 @@ pub trait FileSystem {
 
     /// Begins a flush, or queues it until [`submit`](Self::submit). It stays open until the end is reported.
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket);
+
+    /// Flushes the names in a directory and waits for it: for the start, when nobody else waits.
+    fn flush_directory(&mut self, directory: &Self::Directory) -> io::Result<()>;
 
     /// Hands all queued flushes to the kernel. Returns whether some have ended already: then
     /// [`ended_flush`](Self::ended_flush) is to be asked before an event is waited for.
@@ -125,6 +130,8 @@ pub struct Disk {
     sync: SyncMode,
     /// Present once it was proved to work. Without it `begin_flush` waits for the disk.
     flusher: Option<Flusher>,
+    /// It was proved not to work.
+    blocks: bool,
     ended: VecDeque<(Ticket, io::Result<()>)>,
     /// Whether the umask takes away what files are to have; unknown before the first file.
     umask_bites: Option<bool>,
@@ -135,26 +142,35 @@ pub struct Disk {
 impl Disk {
     /// A disk whose flushes block until [`prove_flushes`](Self::prove_flushes) found that they need not.
     pub fn new(sync: SyncMode) -> Self {
-        Self { sync, flusher: None, ended: VecDeque::new(), umask_bites: None, link_to_rename: false }
+        Self { sync, flusher: None, blocks: false, ended: VecDeque::new(), umask_bites: None, link_to_rename: false }
     }
 
     /// Flushes `file` and `directory`, and has later flushes done without blocking if these could be. Both are to be on
     /// the file system of the mail, as it is that which may be unable. Does nothing with [`SyncMode::Never`].
     ///
     /// # Errors
-    /// Those of the flushes, done in the one way or the other.
+    /// Those of the flushes, and what AIO can't do here: then [`fall_back`](Self::fall_back) is to be asked.
     pub fn prove_flushes(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
-        let Err(reason) = self.flush_asynchronously(file, directory) else { return Ok(()) };
-        warn!("the disk can't be flushed in the background ({reason}): each flush holds up all sessions");
-        flush(file, FlushKind::Data)?;
-        flush(directory, FlushKind::All)
+        if self.sync == SyncMode::Never || self.flusher.is_some() {
+            return Ok(());
+        }
+        if self.blocks {
+            return flush(file, FlushKind::Data).and_then(|()| flush(directory, FlushKind::All));
+        }
+        self.flush_asynchronously(file, directory).inspect_err(|reason| {
+            warn!("the disk can't be flushed in the background ({reason}): each flush holds up all sessions");
+            self.blocks = true;
+        })
+    }
+
+    /// Whether flushes block from now on, though it was proved only that they can't be done otherwise: another proof, of
+    /// another file, is to follow.
+    pub fn falls_back(&self) -> bool {
+        self.blocks
     }
 
     /// Flushes both asynchronously, waits for them, and keeps what did it; or tells why it can't be done so.
     fn flush_asynchronously(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
-        if self.sync == SyncMode::Never || self.flusher.is_some() {
-            return Ok(());
-        }
         let mut flusher = Flusher::new(IN_FLIGHT_MAX)?;
         flusher.queue(file.as_fd(), FlushKind::Data, 0);
         flusher.queue(directory.as_fd(), FlushKind::All, 1);
@@ -187,37 +203,25 @@ impl Disk {
     pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
         self.flusher.as_ref().map(Flusher::event)
     }
+}
 
-    /// Opens `path` below `at`, and makes it before if that is asked for.
-    fn open(&self, at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: bool) -> io::Result<OwnedFd> {
-        match rustix::fs::openat(at, path, flags, Mode::empty()) {
-            Err(Errno::NOENT) if create => {}
-            opened => return Ok(opened?),
-        }
-        let made = rustix::fs::mkdirat(at, path, Mode::RWXU);
-        // Another process may be quicker than we are; what it made is opened, but is not ours to change.
-        if made != Err(Errno::EXIST) {
-            made?;
-        }
-        let finish = || {
-            let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
-            let mode = Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode);
-            if made.is_ok() && !mode.contains(Mode::RWXU) {
-                rustix::fs::fchmod(&directory, Mode::RWXU)?;
-            }
-            if self.sync == SyncMode::Always {
-                // A directory whose own name is lost takes all mail in it along, however well that was flushed.
-                rustix::fs::fsync(rustix::fs::openat(&directory, c"..", DIRECTORY, Mode::empty())?)?;
-            }
-            Ok(directory)
-        };
-        let finished: Result<_, Errno> = finish();
-        if made.is_ok() && finished.is_err() {
-            // Lest the next attempt find it and take it for durable.
-            let _ = rustix::fs::unlinkat(at, path, AtFlags::REMOVEDIR);
-        }
-        Ok(finished?)
+/// Opens `path` below `at`, and makes it before if that is asked for.
+fn open(at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: bool) -> io::Result<OwnedFd> {
+    match rustix::fs::openat(at, path, flags, Mode::empty()) {
+        Err(Errno::NOENT) if create => {}
+        opened => return Ok(opened?),
     }
+    let made = rustix::fs::mkdirat(at, path, Mode::RWXU);
+    // Another process may be quicker than we are; what it made is opened, but is not ours to change.
+    if made != Err(Errno::EXIST) {
+        made?;
+    }
+    let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode);
+    if made.is_ok() && !mode.contains(Mode::RWXU) {
+        rustix::fs::fchmod(&directory, Mode::RWXU)?;
+    }
+    Ok(directory)
 }
 
 /// Waits for `event` to be readable; false when it was not by `deadline`.
@@ -252,11 +256,11 @@ impl FileSystem for Disk {
     type Listing = Dir;
 
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<OwnedFd> {
-        self.open(CWD, path, DIRECTORY, create)
+        open(CWD, path, DIRECTORY, create)
     }
 
     fn open_directory_in(&mut self, parent: &OwnedFd, name: &CStr, create: bool) -> io::Result<OwnedFd> {
-        self.open(parent.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
+        open(parent.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
     }
 
     fn create(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
@@ -334,6 +338,10 @@ impl FileSystem for Disk {
         }
     }
 
+    fn flush_directory(&mut self, directory: &OwnedFd) -> io::Result<()> {
+        if self.sync == SyncMode::Never { Ok(()) } else { flush(directory, FlushKind::All) }
+    }
+
     fn submit(&mut self) -> bool {
         self.flusher.as_mut().is_some_and(Flusher::submit) || !self.ended.is_empty()
     }
@@ -348,7 +356,8 @@ impl FileSystem for Disk {
         let block = if stat.f_frsize == 0 { stat.f_bsize } else { stat.f_frsize };
         let octets = |blocks: u64| blocks.saturating_mul(block);
         Ok(Space {
-            free: octets(stat.f_bavail),
+            // A memory file system, for one, may not know how large it is.
+            free: if stat.f_blocks == 0 { u64::MAX } else { octets(stat.f_bavail) },
             total: octets(stat.f_blocks),
             // Btrfs, for one, has no table of files that could be full, and says 0 of 0.
             free_files: if stat.f_files == 0 { u64::MAX } else { stat.f_favail },

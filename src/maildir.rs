@@ -86,8 +86,11 @@ pub(crate) struct Maildir<F: FileSystem> {
     /// Those of `tmp/`, `new/` and `cur/`.
     pub(crate) paths: [PathBuf; 3],
     pub(crate) path: PathBuf,
-    /// None after a flush of them failed: what a descriptor reported once it does not report again.
     pub(crate) directories: Option<Directories<F>>,
+    /// What these are in, to be flushed with the next group, where one of them was made.
+    pub(crate) root: Option<F::Directory>,
+    /// A flush of them failed, or they are not where they were: names are removed there, and nothing else is done.
+    pub(crate) failed: bool,
     /// Copies that are on their way into it.
     pub(crate) users: usize,
     /// Messages in `new/` that wait for the next flush of the directories, and those of the one under way.
@@ -105,6 +108,8 @@ impl<F: FileSystem> Maildir<F> {
             paths: ["tmp", "new", "cur"].map(|name| path.join(name)),
             path,
             directories: None,
+            root: None,
+            failed: false,
             users: 0,
             moved: Vec::new(),
             flushing: Vec::new(),
@@ -113,13 +118,27 @@ impl<F: FileSystem> Maildir<F> {
         }
     }
 
-    /// Opens the directories in `root`; with `create` those that are missing are made.
-    pub(crate) fn open(&mut self, fs: &mut F, root: &F::Directory, create: bool) -> Result<(), PathError> {
+    /// Opens the directories in `root`; with `create` those that are missing are made. Whether one was.
+    pub(crate) fn open(&mut self, fs: &mut F, root: &F::Directory, create: bool) -> Result<bool, PathError> {
+        let mut made = false;
         let mut open = |index: usize, name: &CStr| {
-            fs.open_directory_in(root, name, create).map_err(|error| (self.paths[index].clone(), error))
+            let opened = match fs.open_directory_in(root, name, false) {
+                Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+                    made = true;
+                    fs.open_directory_in(root, name, true)
+                }
+                opened => opened,
+            };
+            opened.map_err(|error| (self.paths[index].clone(), error))
         };
         self.directories = Some(Directories { tmp: open(0, c"tmp")?, new: open(1, c"new")?, cur: open(2, c"cur")? });
-        Ok(())
+        self.failed = false;
+        Ok(made)
+    }
+
+    /// The directories, to store in.
+    pub(crate) fn usable(&self) -> io::Result<&Directories<F>> {
+        self.directories.as_ref().filter(|_| !self.failed).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -145,7 +164,7 @@ impl<F: FileSystem> Sweep<F> {
         own: &str,
         now: SystemTime,
     ) -> io::Result<Option<Self>> {
-        let Directories { tmp, new, .. } = maildir.directories.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let Directories { tmp, new, .. } = maildir.usable()?;
         let Some(mut sweep) = sweep else {
             return Ok(Some(Self { names: fs.list(new)?, newest: 0, in_tmp: false, removed: 0 }));
         };

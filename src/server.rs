@@ -11,7 +11,7 @@ use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
 use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Dialect, Outcome, Session, Settings, Spare, Storage, Turn};
+use crate::smtp::session::{Action, Dialect, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 use crate::timers::Timers;
 
@@ -50,6 +50,8 @@ pub struct Server<T, F: FileSystem> {
     /// Connections of this turn, whose replies are sent at its end.
     touched: Vec<usize>,
     closed: Vec<usize>,
+    /// Connections whose messages wait until there is room for another file.
+    stalled: Vec<usize>,
     flushes_ended: bool,
     draining: bool,
     sessions: u64,
@@ -74,6 +76,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             runnable: Vec::new(),
             touched: Vec::new(),
             closed: Vec::new(),
+            stalled: Vec::new(),
             flushes_ended: false,
             draining: false,
             sessions: 0,
@@ -176,6 +179,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         for index in 0..self.connections.capacity() {
             self.close(index, "shutdown");
         }
+        self.store.abort();
         self.reap();
     }
 
@@ -192,6 +196,9 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         while let Some((key, outcome)) = self.store.outcome() {
             self.delivered(key, outcome, now);
             keys.push(key);
+        }
+        while let Some(key) = if self.store.is_full() { None } else { self.stalled.pop() } {
+            self.schedule(key);
         }
         for &key in &keys {
             self.reply(key);
@@ -227,6 +234,9 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             }
             if replies_wait {
                 return;
+            }
+            if self.store.is_full() && connection.delivery.is_none() && connection.session.transaction().is_some() {
+                return self.stalled.push(key);
             }
             if connection.hungry && !connection.readable {
                 return;
@@ -270,10 +280,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// Gives the first `filled` octets of the input to a session, and does what it says.
     fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
-        let storage = match connection.session.in_message() {
-            true => Storage::Ready { room: u64::MAX },
-            false => self.store.storage(now),
-        };
+        let storage = self.store.storage(now);
         let held = connection.content.capacity() > 0;
         let mut content = std::mem::take(if held { &mut connection.content } else { &mut self.scratch });
         if content.len() + filled > BLOCK_OCTETS {

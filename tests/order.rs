@@ -452,7 +452,7 @@ fn a_call_that_fails_refuses_one_message_and_loses_none() {
                     deliver_with_failure(&format!("renameat2:error=ENOSPC:when={nth}"), false);
                     deliver_with_failure(&format!("fdatasync:error=EIO:when={nth}"), true);
                     deliver_with_failure(&format!("fdatasync:error=EDQUOT:when={nth}"), true);
-                    deliver_with_failure(&format!("fsync:error=EIO:when={nth}"), true);
+                    deliver_with_failure(&format!("fsync:error=EIO:when={}", nth + 2), true);
                 }
             });
         }

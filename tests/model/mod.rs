@@ -217,10 +217,8 @@ impl Machine {
             Some(_) => Err(Errno::NOTDIR.into()),
             None if !create => Err(Errno::NOENT.into()),
             None => {
-                // Durable at once, as the trait says.
-                let made = self.make(Some(Names::default()));
-                self.names(parent).seen.insert(name.to_owned(), made);
-                self.names(parent).durable.insert(name.to_owned(), made);
+                let (made, number) = (self.make(Some(Names::default())), self.next_change());
+                self.change(parent, number, name, Some(made));
                 Ok(made)
             }
         }
@@ -340,6 +338,15 @@ impl FileSystem for ModelDisk {
     }
 
     fn open_directory_in(&mut self, parent: &Handle, name: &CStr, create: bool) -> io::Result<Handle> {
+        if name == c".." {
+            self.0.borrow_mut().operation(Kind::OpenDirectory, "..")?;
+            let machine = self.0.borrow();
+            let holds =
+                |inode: &Inode| inode.names.iter().any(|names| names.seen.values().any(|&it| it == parent.inode));
+            let above = machine.inodes.iter().position(holds).ok_or(Errno::NOENT)?;
+            drop(machine);
+            return Ok(self.handle(above));
+        }
         let inode = self.0.borrow_mut().open_name(Some(parent.inode), text(name), create)?;
         Ok(self.handle(inode))
     }
@@ -440,6 +447,13 @@ impl FileSystem for ModelDisk {
             }
         };
         machine.queued.push(UnderWay { descriptor, inode, ticket, covered });
+    }
+
+    fn flush_directory(&mut self, directory: &Handle) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        let covered = machine.changes;
+        machine.end(UnderWay { descriptor: directory.descriptor, inode: directory.inode, ticket: 0, covered });
+        machine.ended.pop_back().map_or(Ok(()), |(_, result)| result)
     }
 
     fn submit(&mut self) -> bool {

@@ -101,9 +101,18 @@ impl ModelDisk {
     /// What a power cut leaves in `new/` and `cur/`, as `choices` will have it. All that `tmp/` holds is a leftover.
     pub fn crash(&self, choices: &mut Choices) -> Vec<Found> {
         let machine = self.0.borrow();
-        let place =
-            |name| machine.find(&Path::new(MAILDIR).join(name)).and_then(|at| machine.inodes[at].names.as_ref());
-        let directories: Vec<&Names> = ["new", "cur"].into_iter().filter_map(place).collect();
+        let place = |name: &str| machine.find(&Path::new(MAILDIR).join(name));
+        // Directories on the way to the mail that the power cut takes away: their names were never flushed.
+        let mut is_left = |parent: Option<usize>, name: &str| {
+            let names = parent.and_then(|parent| machine.inodes[parent].names.as_ref());
+            let durable = names.is_some_and(|names| names.durable.contains_key(name));
+            durable || names.is_some_and(|names| names.seen.contains_key(name)) && choices.choose(2) == 1
+        };
+        if !is_left(machine.find(Path::new("/mail")), "Maildir") {
+            return Vec::new();
+        }
+        let left = ["new", "cur"].into_iter().filter(|name| is_left(place(""), name));
+        let directories: Vec<&Names> = left.filter_map(|name| machine.inodes[place(name)?].names.as_ref()).collect();
         let mut dropped = Vec::new();
         let mut left: Vec<_> = directories.iter().map(|names| names.durable.clone()).collect();
         // Additions before removals, as a move's removal needs its addition.
