@@ -32,6 +32,7 @@ dialogues! {
     all_recipients_malformed
     all_recipients_refused
     auth
+    auth_malformed_not_offered
     auth_not_offered
     auth_plain
     auth_plain_initial_response
@@ -85,6 +86,7 @@ dialogues! {
     lf_session_strict
     limits
     lmtp
+    lmtp_auth
     lmtp_disk_full
     lmtp_refused
     lock_cleared_at_the_dot
