@@ -8,7 +8,7 @@ mod model;
 use mailchute::fs::Space;
 use mailchute::maildir::{FLUSHES_MAX, MinFree};
 use model::hand::{first_wall, message};
-use model::peer::{Mail, Step, World};
+use model::peer::{Mail, Manner, Step, World};
 use model::power_cut::{Choices, judge};
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
@@ -42,23 +42,28 @@ fn errors(kind: Kind) -> &'static [Errno] {
 }
 
 fn mail(text: &str) -> Mail {
-    Mail { text: text.to_owned(), breaks_off: false }
+    mail_by(Manner::Data, text)
 }
 
-/// Messages of a run: number 3 streams to its file, 4 is too large, 5 breaks off.
+fn mail_by(manner: Manner, text: &str) -> Mail {
+    Mail { text: text.to_owned(), manner }
+}
+
+/// Messages of a run: number 3 streams to its file, 4 is too large, 5 breaks off, 2 and 6 come in chunks.
 fn messages() -> Vec<String> {
     (0..8).map(|number| message(number, [200, 200, 200, 70_000, 90_000, 150_000, 200, 200][number])).collect()
 }
 
 fn connect_all(world: &mut World, messages: &[String], large: bool) {
     world.connect(vec![mail(&messages[0]), mail(&messages[1])]);
-    world.connect(vec![mail(&messages[2])]);
+    world.connect(vec![mail_by(Manner::Chunks, &messages[2])]);
     if large {
         world.connect(vec![mail(&messages[3])]);
         world.connect(vec![mail(&messages[4])]);
-        world.connect(vec![Mail { text: messages[5].clone(), breaks_off: true }]);
+        world.connect(vec![mail_by(Manner::BreaksOff, &messages[5])]);
     }
-    world.connect(vec![mail(&messages[6])]);
+    // Those that are taken back are in their file by then, or still in memory.
+    world.connect(vec![mail_by(Manner::ChunksAfterOthers(if large { 78_000 } else { 100 }), &messages[6])]);
 }
 
 /// What must be true after every run, whatever failed. `tidy` when nothing kept the server from removing files.
