@@ -205,12 +205,7 @@ fn a_second_operation_fails_while_the_first_failure_is_dealt_with() {
 
 /// A client at the point where its MAIL was answered; and whether it was taken.
 fn mail_is_taken(world: &mut World, client: usize) -> bool {
-    world.clients[client].send("RSET\r\nMAIL FROM:<a@example>\r\n");
-    world.mark(client);
-    while world.server.is_runnable() {
-        world.server.turn(world.now);
-    }
-    let replies = world.clients[client].replies();
+    let replies = world.say(client, "RSET\r\nMAIL FROM:<a@example>\r\n");
     let reply = replies.lines().last().unwrap_or_default();
     assert!(["250 2.1.0", "451 4.3.0", "452 4.3.1"].iter().any(|start| reply.starts_with(start)), "{reply}");
     reply.starts_with("250")

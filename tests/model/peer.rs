@@ -229,9 +229,12 @@ pub struct World {
 
 impl World {
     pub fn new(disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
+        Self::with(Config::default(), disk, min_free, seed)
+    }
+
+    pub fn with(mut config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
         let maildir =
             Maildir::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
-        let mut config = Config::default();
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
         let server = Server::new(&config, maildir, MessageIds::new(7, 7), now.instant);
@@ -244,6 +247,16 @@ impl World {
         client.key = self.server.accept(transport, Peer::Local, Dialect::Smtp, self.now);
         self.clients.push(client);
         self.clients.len() - 1
+    }
+
+    /// Has a client say something, and gives the replies, once the server waits for it again.
+    pub fn say(&mut self, client: usize, octets: &str) -> String {
+        self.clients[client].send(octets);
+        self.mark(client);
+        while self.server.is_runnable() {
+            self.server.turn(self.now);
+        }
+        self.clients[client].replies()
     }
 
     /// Tells the server that a client sent something.
