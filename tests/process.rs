@@ -327,6 +327,44 @@ fn a_large_message_costs_no_memory() {
     server.stop();
 }
 
+#[test]
+fn chunks_that_are_taken_back_leave_nothing_to_the_next_message() {
+    let place = Place::new();
+    let server = Server::start(&place, &["--max-size", "100K"]);
+    let mut client = server.connect();
+    client.say("EHLO c", "250-");
+    let chunk = |client: &mut Client, text: &str, last: &str| {
+        client.send(format!("BDAT {}{last}\r\n{text}", text.len()));
+    };
+    let envelope = |client: &mut Client| {
+        client.say("MAIL FROM:<from@a.example>", "250 2.1.0 ");
+        client.say("RCPT TO:<to@b.example>", "250 2.1.5 ");
+    };
+    // More than is kept in memory; each alone is below the limit.
+    for command in ["RSET", "EHLO c"] {
+        envelope(&mut client);
+        chunk(&mut client, &text(1, 90_000), "");
+        client.expect("250 2.0.0 ");
+        assert_eq!(place.files("tmp").len(), 1);
+        client.say(command, "250");
+        until("tmp/ is empty", || place.files("tmp").is_empty());
+    }
+    let id = client.deliver(&text(2, 90_000));
+    envelope(&mut client);
+    chunk(&mut client, &text(3, 90_000), "");
+    client.expect("250 2.0.0 ");
+    chunk(&mut client, &text(4, 20_000), " LAST");
+    client.expect("552 5.3.4 ");
+    let message = place.message();
+    let (trace, rest) = message.split_once("Subject:").unwrap();
+    assert_eq!(format!("Subject:{rest}"), common::stored(&text(2, 90_000)));
+    assert_eq!(trace.matches("Return-Path:").count(), 1, "{trace}");
+    assert!(trace.contains(&format!(" id {id}\n")), "{id}: {trace}");
+    assert!(place.files("new")[0].to_str().unwrap().contains(&id), "{id}");
+    assert_eq!(place.files("tmp"), <[&Path; 0]>::default());
+    server.stop();
+}
+
 // ---- signals -------------------------------------------------------------------------------------------------------
 
 #[test]
