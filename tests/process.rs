@@ -365,6 +365,43 @@ fn chunks_that_are_taken_back_leave_nothing_to_the_next_message() {
     server.stop();
 }
 
+#[test]
+fn who_sends_no_more_still_hears_all_replies() {
+    let place = Place::new();
+    let server = Server::start(&place, &["--max-size", "100K"]);
+    let message = |recipient: &str, octets: usize| {
+        format!("MAIL FROM:<a@b.example>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n{}.\r\n", text(1, octets))
+    };
+    let large = 1 << 20;
+    for (sent, codes) in [
+        ("NOOP\r\n".to_owned(), &["250"][..]),
+        ("NOOP\r\nNONSENSE\r\nQUIT\r\n".to_owned(), &["250", "500", "221"]),
+        (message("c@d.example", 100), &["250", "250", "354", "250"]),
+        (message("no recipient@d.example", 100), &["250", "501", "354", "554"]),
+        (message("no recipient@d.example", large), &["250", "501", "354", "554"]),
+        (message("c@d.example", large), &["250", "250", "354", "552"]),
+        (message("c@d.example", large) + "NOOP\r\n", &["250", "250", "354", "552", "250"]),
+        ("DATA\r\n".to_owned(), &["503"]),
+        ("EHLO c\r\n".to_owned() + &"NOOP\r\n".repeat(3) + "EXPN all\r\n", &["250", "250", "250", "250", "502"]),
+    ] {
+        for at_once in [false, true] {
+            let mut client = server.connect();
+            // MSG_MORE keeps back what is no whole packet until the end follows it.
+            let flags = if at_once { SendFlags::MORE } else { SendFlags::empty() };
+            let mut octets = sent.as_bytes();
+            while !octets.is_empty() {
+                octets = &octets[rustix::net::send(client.stream(), octets, flags).unwrap()..];
+            }
+            client.stream().shutdown(Shutdown::Write).unwrap();
+            let replies = client.rest();
+            let heard: Vec<_> = replies.iter().map(|reply| &reply[..3]).collect();
+            assert_eq!(heard, codes, "at once: {at_once}, {} octets: {replies:?}", sent.len());
+        }
+    }
+    assert_eq!((place.files("new").len(), place.files("tmp").len()), (2, 0));
+    server.stop();
+}
+
 // ---- signals -------------------------------------------------------------------------------------------------------
 
 #[test]
