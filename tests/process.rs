@@ -445,6 +445,29 @@ fn sigterm_and_sigint_end_an_idle_server_at_once() {
 }
 
 #[test]
+fn sigterm_does_not_wait_for_a_peer_that_reads_no_replies() {
+    let place = Place::new();
+    // Whoever waits for its end has no patience left.
+    let mut server = Server::start(&place, &["--grace", "1h"]);
+    let mut peer = server.connect();
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096);
+    peer.stream().set_nonblocking(true).unwrap();
+    // It has sent more than it is answered once the server takes no more of it.
+    let flood = "HELP\r\n".repeat(10_000);
+    let mut sent = 0;
+    let mut last_progress = Instant::now();
+    until("the server stops to read", || {
+        if let Ok(count) = peer.stream().write(&flood.as_bytes()[sent % flood.len()..]) {
+            (sent, last_progress) = (sent + count, Instant::now());
+        }
+        last_progress.elapsed() > Duration::from_millis(300)
+    });
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    place.assert_empty();
+}
+
+#[test]
 fn sigterm_counts_from_the_moment_that_the_server_says_it_is_there() {
     // As process 1 of a container it would be lost before somebody watches for it; else it is an end by signal.
     for _ in 0..30 {
