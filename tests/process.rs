@@ -516,6 +516,72 @@ fn the_grace_ends() {
     place.assert_empty();
 }
 
+// ---- the log -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_log_says_in_a_word_why_a_session_went_wrong() {
+    const TO_DATA: &str = "HELO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
+    let place = Place::new();
+    let server = Server::start(&place, &["--timeout", "1s"]);
+    for (number, (sent, last, line)) in [
+        (format!("{TO_DATA}text\n.\n"), "421 4.4.2 ", "reason=timeout stored=0 hint=lf-dot"),
+        ("\x16\x03\x01\x02\0\x01".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=tls-on-plain"),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=http"),
+        ("AUTH LOGIN\r\nQUIT\r\n".to_owned(), "221 2.0.0 ", "reason=end stored=0 hint=auth-required-by-client"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = server.connect();
+        client.send(sent);
+        let replies = client.rest();
+        assert!(replies.last().unwrap().starts_with(last), "{replies:?}");
+        server.wait_for_line(&format!("INFO  session={} closed {line}", number + 1));
+    }
+    place.assert_empty();
+    server.stop();
+}
+
+#[test]
+fn a_password_never_reaches_the_log() {
+    // "user" and "opensesame", as they are and in base64: alone, behind two NULs, and behind the name.
+    const SECRETS: [&str; 4] = ["opensesame", "b3BlbnNlc2FtZQ==", "AABvcGVuc2VzYW1l", "AHVzZXIAb3BlbnNlc2FtZQ=="];
+    let [plain_text, password, nameless, both] = SECRETS;
+    let login = |responses: &[&str]| responses.iter().map(|line| format!("{line}\r\n")).collect::<String>();
+    let place = Place::new();
+    for options in [&["--log", "trace", "--auth", "accept-any"][..], &["--log", "trace"]] {
+        let mut server = Server::start(&place, options);
+        let offered = options.len() > 2;
+        assert_eq!(server.log().contains("every login is taken, which proves nothing"), offered, "{}", server.log());
+        for (commands, last) in [
+            (login(&[&format!("AUTH PLAIN {both}")]), "235 "),
+            (login(&[&format!("AUTH PLAIN {nameless}")]), "235 "),
+            (login(&["AUTH PLAIN", both]), "235 "),
+            (login(&["AUTH LOGIN", "dXNlcg==", password]), "235 "),
+            (login(&["AUTH LOGIN dXNlcg==", password]), "235 "),
+            // Wrong, but said all the same.
+            (login(&["AUTH LOGIN dXNlcg==", plain_text]), "501 5.5.2 "),
+            (login(&["AUTH LOGIN", plain_text]), "501 5.5.2 "),
+            (login(&[&format!("AUTH PLAIN user {plain_text}")]), "501 5.5.4 "),
+            (login(&[&format!("AUTH CRAM-MD5 {both}")]), "504 5.5.4 "),
+            (login(&[&format!("AUTH PLAIN {}", both.repeat(200))]), "500 5.5.2 "),
+        ] {
+            let mut client = server.connect();
+            client.send(format!("EHLO c\r\n{commands}"));
+            client.stream().shutdown(Shutdown::Write).unwrap();
+            let replies = client.rest();
+            assert!(!offered || replies.last().unwrap().starts_with(last), "{commands}: {replies:?}");
+        }
+        server.signal(Signal::TERM);
+        server.end();
+        let log = server.log();
+        assert_eq!(log.matches(" closed ").count(), 10, "{log}");
+        for secret in SECRETS {
+            assert!(!log.contains(secret), "{secret} in\n{log}");
+        }
+    }
+}
+
 // ---- options -------------------------------------------------------------------------------------------------------
 
 /// Fails unless there is one line on stderr, which has all of `words`, and the status is `code`.
