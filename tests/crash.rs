@@ -10,7 +10,7 @@ use mailchute::fs::{FileSystem, Flush};
 use mailchute::smtp::session::Outcome;
 use mailchute::smtp::trace::MessageIds;
 use model::hand::{Random, first_wall, message};
-use model::peer::{Mail, World};
+use model::peer::{Mail, Manner, World};
 use model::power_cut::crash_everywhere;
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
@@ -112,19 +112,20 @@ fn a_power_cut_loses_no_message_that_was_stored() {
     sweep("by hand", 8, &messages(), deliver);
 }
 
-/// Clients of a whole server: small messages, and with `large` one that streams, one too large, and one that breaks off.
+/// Clients of a whole server: small messages, some of them in chunks; with `large` one that streams, behind another that was
+/// taken back, one too large, and one that breaks off.
 fn converse(disk: &ModelDisk, seed: u64, large: bool) -> Vec<String> {
     let Ok(mut world) = World::new(disk, MinFree::Usual, seed) else { return Vec::new() };
     let messages = messages();
-    let mail = |number: usize| Mail { text: messages[number].clone(), breaks_off: false };
-    world.connect(vec![mail(0), mail(1)]);
-    world.connect(vec![mail(2), mail(4)]);
+    let mail = |number: usize, manner| Mail { text: messages[number].clone(), manner };
+    world.connect(vec![mail(0, Manner::Data), mail(1, Manner::Chunks)]);
+    world.connect(vec![mail(2, Manner::Data), mail(4, Manner::ChunksAfterOthers(100))]);
     if large {
-        world.connect(vec![mail(3)]);
-        world.connect(vec![Mail { text: message(9, 90_000), breaks_off: false }]);
-        world.connect(vec![Mail { text: message(10, 150_000), breaks_off: true }]);
+        world.connect(vec![mail(3, Manner::ChunksAfterOthers(78_000))]);
+        world.connect(vec![Mail { text: message(9, 90_000), manner: Manner::Data }]);
+        world.connect(vec![Mail { text: message(10, 150_000), manner: Manner::BreaksOff }]);
     }
-    world.connect(vec![mail(5), mail(6)]);
+    world.connect(vec![mail(5, Manner::Data), mail(6, Manner::Data)]);
     world.run();
     world.promised()
 }

@@ -8,7 +8,7 @@ mod model;
 use mailchute::delivery::{FLUSHES_MAX, MinFree};
 use mailchute::fs::Space;
 use model::hand::{first_wall, message};
-use model::peer::{Mail, Step, World};
+use model::peer::{Mail, Manner, Step, World};
 use model::power_cut::{Choices, judge};
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
@@ -42,23 +42,28 @@ fn errors(kind: Kind) -> &'static [Errno] {
 }
 
 fn mail(text: &str) -> Mail {
-    Mail { text: text.to_owned(), breaks_off: false }
+    mail_by(Manner::Data, text)
 }
 
-/// Messages of a run: number 3 streams to its file, 4 is too large, 5 breaks off.
+fn mail_by(manner: Manner, text: &str) -> Mail {
+    Mail { text: text.to_owned(), manner }
+}
+
+/// Messages of a run: number 3 streams to its file, 4 is too large, 5 breaks off, 2 and 6 come in chunks.
 fn messages() -> Vec<String> {
     (0..8).map(|number| message(number, [200, 200, 200, 70_000, 90_000, 150_000, 200, 200][number])).collect()
 }
 
 fn connect_all(world: &mut World, messages: &[String], large: bool) {
     world.connect(vec![mail(&messages[0]), mail(&messages[1])]);
-    world.connect(vec![mail(&messages[2])]);
+    world.connect(vec![mail_by(Manner::Chunks, &messages[2])]);
     if large {
         world.connect(vec![mail(&messages[3])]);
         world.connect(vec![mail(&messages[4])]);
-        world.connect(vec![Mail { text: messages[5].clone(), breaks_off: true }]);
+        world.connect(vec![mail_by(Manner::BreaksOff, &messages[5])]);
     }
-    world.connect(vec![mail(&messages[6])]);
+    // Those that are taken back are in their file by then, or still in memory.
+    world.connect(vec![mail_by(Manner::ChunksAfterOthers(if large { 78_000 } else { 100 }), &messages[6])]);
 }
 
 /// What must be true after every run, whatever failed. `tidy` when nothing kept the server from removing files.
@@ -200,12 +205,7 @@ fn a_second_operation_fails_while_the_first_failure_is_dealt_with() {
 
 /// A client at the point where its MAIL was answered; and whether it was taken.
 fn mail_is_taken(world: &mut World, client: usize) -> bool {
-    world.clients[client].send("RSET\r\nMAIL FROM:<a@example>\r\n");
-    world.mark(client);
-    while world.server.is_runnable() {
-        world.server.turn(world.now);
-    }
-    let replies = world.clients[client].replies();
+    let replies = world.say(client, "RSET\r\nMAIL FROM:<a@example>\r\n");
     let reply = replies.lines().last().unwrap_or_default();
     assert!(["250 2.1.0", "451 4.3.0", "452 4.3.1"].iter().any(|start| reply.starts_with(start)), "{reply}");
     reply.starts_with("250")

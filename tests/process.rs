@@ -327,6 +327,81 @@ fn a_large_message_costs_no_memory() {
     server.stop();
 }
 
+#[test]
+fn chunks_that_are_taken_back_leave_nothing_to_the_next_message() {
+    let place = Place::new();
+    let server = Server::start(&place, &["--max-size", "100K"]);
+    let mut client = server.connect();
+    client.say("EHLO c", "250-");
+    let chunk = |client: &mut Client, text: &str, last: &str| {
+        client.send(format!("BDAT {}{last}\r\n{text}", text.len()));
+    };
+    let envelope = |client: &mut Client| {
+        client.say("MAIL FROM:<from@a.example>", "250 2.1.0 ");
+        client.say("RCPT TO:<to@b.example>", "250 2.1.5 ");
+    };
+    // More than is kept in memory; each alone is below the limit.
+    for command in ["RSET", "EHLO c"] {
+        envelope(&mut client);
+        chunk(&mut client, &text(1, 90_000), "");
+        client.expect("250 2.0.0 ");
+        assert_eq!(place.files("tmp").len(), 1);
+        client.say(command, "250");
+        until("tmp/ is empty", || place.files("tmp").is_empty());
+    }
+    let id = client.deliver(&text(2, 90_000));
+    envelope(&mut client);
+    chunk(&mut client, &text(3, 90_000), "");
+    client.expect("250 2.0.0 ");
+    chunk(&mut client, &text(4, 20_000), " LAST");
+    client.expect("552 5.3.4 ");
+    let message = place.message();
+    let (trace, rest) = message.split_once("Subject:").unwrap();
+    assert_eq!(format!("Subject:{rest}"), common::stored(&text(2, 90_000)));
+    assert_eq!(trace.matches("Return-Path:").count(), 1, "{trace}");
+    assert!(trace.contains(&format!(" id {id}\n")), "{id}: {trace}");
+    assert!(place.files("new")[0].to_str().unwrap().contains(&id), "{id}");
+    assert_eq!(place.files("tmp"), <[&Path; 0]>::default());
+    server.stop();
+}
+
+#[test]
+fn who_sends_no_more_still_hears_all_replies() {
+    let place = Place::new();
+    let server = Server::start(&place, &["--max-size", "100K"]);
+    let message = |recipient: &str, octets: usize| {
+        format!("MAIL FROM:<a@b.example>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n{}.\r\n", text(1, octets))
+    };
+    let large = 1 << 20;
+    for (sent, codes) in [
+        ("NOOP\r\n".to_owned(), &["250"][..]),
+        ("NOOP\r\nNONSENSE\r\nQUIT\r\n".to_owned(), &["250", "500", "221"]),
+        (message("c@d.example", 100), &["250", "250", "354", "250"]),
+        (message("no recipient@d.example", 100), &["250", "501", "354", "554"]),
+        (message("no recipient@d.example", large), &["250", "501", "354", "554"]),
+        (message("c@d.example", large), &["250", "250", "354", "552"]),
+        (message("c@d.example", large) + "NOOP\r\n", &["250", "250", "354", "552", "250"]),
+        ("DATA\r\n".to_owned(), &["503"]),
+        ("EHLO c\r\n".to_owned() + &"NOOP\r\n".repeat(3) + "EXPN all\r\n", &["250", "250", "250", "250", "502"]),
+    ] {
+        for at_once in [false, true] {
+            let mut client = server.connect();
+            // MSG_MORE keeps back what is no whole packet until the end follows it.
+            let flags = if at_once { SendFlags::MORE } else { SendFlags::empty() };
+            let mut octets = sent.as_bytes();
+            while !octets.is_empty() {
+                octets = &octets[rustix::net::send(client.stream(), octets, flags).unwrap()..];
+            }
+            client.stream().shutdown(Shutdown::Write).unwrap();
+            let replies = client.rest();
+            let heard: Vec<_> = replies.iter().map(|reply| &reply[..3]).collect();
+            assert_eq!(heard, codes, "at once: {at_once}, {} octets: {replies:?}", sent.len());
+        }
+    }
+    assert_eq!((place.files("new").len(), place.files("tmp").len()), (2, 0));
+    server.stop();
+}
+
 // ---- signals -------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -367,6 +442,29 @@ fn sigterm_and_sigint_end_an_idle_server_at_once() {
         assert_eq!(server.end().code(), Some(0));
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
+}
+
+#[test]
+fn sigterm_does_not_wait_for_a_peer_that_reads_no_replies() {
+    let place = Place::new();
+    // Whoever waits for its end has no patience left.
+    let mut server = Server::start(&place, &["--grace", "1h"]);
+    let mut peer = server.connect();
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(peer.stream(), 4096);
+    peer.stream().set_nonblocking(true).unwrap();
+    // It has sent more than it is answered once the server takes no more of it.
+    let flood = "HELP\r\n".repeat(10_000);
+    let mut sent = 0;
+    let mut last_progress = Instant::now();
+    until("the server stops to read", || {
+        if let Ok(count) = peer.stream().write(&flood.as_bytes()[sent % flood.len()..]) {
+            (sent, last_progress) = (sent + count, Instant::now());
+        }
+        last_progress.elapsed() > Duration::from_millis(300)
+    });
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    place.assert_empty();
 }
 
 #[test]
@@ -416,6 +514,72 @@ fn the_grace_ends() {
     let elapsed = start.elapsed();
     assert!((Duration::from_millis(300)..Duration::from_secs(2)).contains(&elapsed), "{elapsed:?}");
     place.assert_empty();
+}
+
+// ---- the log -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_log_says_in_a_word_why_a_session_went_wrong() {
+    const TO_DATA: &str = "HELO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
+    let place = Place::new();
+    let server = Server::start(&place, &["--timeout", "1s"]);
+    for (number, (sent, last, line)) in [
+        (format!("{TO_DATA}text\n.\n"), "421 4.4.2 ", "reason=timeout stored=0 hint=lf-dot"),
+        ("\x16\x03\x01\x02\0\x01".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=tls-on-plain"),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=http"),
+        ("AUTH LOGIN\r\nQUIT\r\n".to_owned(), "221 2.0.0 ", "reason=end stored=0 hint=auth-required-by-client"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = server.connect();
+        client.send(sent);
+        let replies = client.rest();
+        assert!(replies.last().unwrap().starts_with(last), "{replies:?}");
+        server.wait_for_line(&format!("INFO  session={} closed {line}", number + 1));
+    }
+    place.assert_empty();
+    server.stop();
+}
+
+#[test]
+fn a_password_never_reaches_the_log() {
+    // "user" and "opensesame", as they are and in base64: alone, behind two NULs, and behind the name.
+    const SECRETS: [&str; 4] = ["opensesame", "b3BlbnNlc2FtZQ==", "AABvcGVuc2VzYW1l", "AHVzZXIAb3BlbnNlc2FtZQ=="];
+    let [plain_text, password, nameless, both] = SECRETS;
+    let login = |responses: &[&str]| responses.iter().map(|line| format!("{line}\r\n")).collect::<String>();
+    let place = Place::new();
+    for options in [&["--log", "trace", "--auth", "accept-any"][..], &["--log", "trace"]] {
+        let mut server = Server::start(&place, options);
+        let offered = options.len() > 2;
+        assert_eq!(server.log().contains("every login is taken, which proves nothing"), offered, "{}", server.log());
+        for (commands, last) in [
+            (login(&[&format!("AUTH PLAIN {both}")]), "235 "),
+            (login(&[&format!("AUTH PLAIN {nameless}")]), "235 "),
+            (login(&["AUTH PLAIN", both]), "235 "),
+            (login(&["AUTH LOGIN", "dXNlcg==", password]), "235 "),
+            (login(&["AUTH LOGIN dXNlcg==", password]), "235 "),
+            // Wrong, but said all the same.
+            (login(&["AUTH LOGIN dXNlcg==", plain_text]), "501 5.5.2 "),
+            (login(&["AUTH LOGIN", plain_text]), "501 5.5.2 "),
+            (login(&[&format!("AUTH PLAIN user {plain_text}")]), "501 5.5.4 "),
+            (login(&[&format!("AUTH CRAM-MD5 {both}")]), "504 5.5.4 "),
+            (login(&[&format!("AUTH PLAIN {}", both.repeat(200))]), "500 5.5.2 "),
+        ] {
+            let mut client = server.connect();
+            client.send(format!("EHLO c\r\n{commands}"));
+            client.stream().shutdown(Shutdown::Write).unwrap();
+            let replies = client.rest();
+            assert!(!offered || replies.last().unwrap().starts_with(last), "{commands}: {replies:?}");
+        }
+        server.signal(Signal::TERM);
+        server.end();
+        let log = server.log();
+        assert_eq!(log.matches(" closed ").count(), 10, "{log}");
+        for secret in SECRETS {
+            assert!(!log.contains(secret), "{secret} in\n{log}");
+        }
+    }
 }
 
 // ---- options -------------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ pub struct Reference {
     pub stored: Vec<u8>,
     pub consumed: usize,
     pub ended: bool,
+    /// Stuffed dots, and the terminator once it is whole; of one that is not, its dot alone.
+    no_text: u64,
 }
 
 impl Reference {
@@ -42,6 +44,7 @@ impl Reference {
             stored: Vec::new(),
             consumed: 0,
             ended: false,
+            no_text: 0,
         }
     }
 
@@ -61,10 +64,11 @@ impl Reference {
         self.lf_dot = false;
         self.read = match (self.read, octet, self.lf_session) {
             // An LF session: line ends are LF. Its first CR ends it, and a dot behind an LF was text all along.
-            (LineEndDot, b'\n', true) => self.end(),
+            (LineEndDot, b'\n', true) => self.end(1),
             (_, b'\n', true) => self.line_end(),
             (LineEndDot, b'\r', true) => {
                 self.lf_session = false;
+                self.no_text -= 1;
                 self.stored.push(b'.');
                 LfDotCr
             }
@@ -74,7 +78,7 @@ impl Reference {
             }
 
             // CRLF.
-            (LineEndDotCr, b'\n', false) => self.end(),
+            (LineEndDotCr, b'\n', false) => self.end(2),
             (LfDotCr, b'\n', false) => {
                 self.lf_dot = true;
                 self.line_end()
@@ -104,7 +108,10 @@ impl Reference {
             (_, b'\n', false) => self.lone_lf(),
 
             // Dots: the first of a line is not stored. Behind a lone LF it is.
-            (LineEnd, b'.', _) if dots => LineEndDot,
+            (LineEnd, b'.', _) if dots => {
+                self.no_text += 1;
+                LineEndDot
+            }
             (Lf, b'.', _) if dots => {
                 self.stored.push(b'.');
                 LfDot
@@ -114,7 +121,9 @@ impl Reference {
         };
     }
 
-    fn end(&mut self) -> Read {
+    /// The end, whose line end has so many octets. Its dot was counted when it came.
+    fn end(&mut self, line_end: u64) -> Read {
+        self.no_text += line_end;
         self.ended = true;
         Read::LineEnd
     }
@@ -138,6 +147,11 @@ impl Reference {
     fn lone_cr(&mut self) {
         self.bare_newline = true;
         self.stored.push(b' ');
+    }
+
+    /// Octets that RFC 1870 does not count: stuffed dots and the terminator, or as much of it as may have come.
+    pub fn overhead(&self) -> u64 {
+        self.no_text + u64::from(self.read == Read::LineEndDotCr)
     }
 
     #[allow(dead_code, reason = "the benchmark has no use for it")]

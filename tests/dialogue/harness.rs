@@ -24,6 +24,8 @@ use mailchute::smtp::reply::Reply;
 use mailchute::smtp::session::*;
 use mailchute::smtp::trace::{MessageIds, Peer};
 
+use crate::trace::behind_trace;
+
 /// What the server is around a session: it keeps what was not used, sends, and stores.
 pub struct Driver {
     pub session: Session,
@@ -115,6 +117,8 @@ impl Driver {
                 }
             }
         }
+        let left = !self.session.in_message() && !self.content.is_empty();
+        assert!(!left, "no message any more, but {} is kept", self.content.escape_ascii());
         self.unread = input.split_off(used);
         assert!(self.unread.len() <= COMMAND_LINE_OCTETS_MAX, "{} octets are kept", self.unread.len());
     }
@@ -211,16 +215,7 @@ pub fn play(name: &str, script: &str) {
 
 /// What stands behind the trace lines, which have to be there.
 pub fn text_of(message: &[u8]) -> &[u8] {
-    let mut octets = 0;
-    let mut lines = message.split_inclusive(|&octet| octet == b'\n').peekable();
-    for (name, most) in [("Return-Path: <", 1), ("Delivered-To: ", usize::MAX), ("Received: from ", 1), ("\t", 3)] {
-        let mut count = 0;
-        while let Some(line) = lines.next_if(|line| count < most && line.starts_with(name.as_bytes())) {
-            (octets, count) = (octets + line.len(), count + 1);
-        }
-        assert!(count > 0, "{name} is missing in {}", message.escape_ascii());
-    }
-    &message[octets..]
+    behind_trace(message).unwrap_or_else(|| panic!("trace lines are missing in {}", message.escape_ascii()))
 }
 
 /// The octets that `line` stands for, and `end` unless a lone backslash takes its place.

@@ -18,6 +18,8 @@
 pub mod hand;
 pub mod peer;
 pub mod power_cut;
+#[path = "../common/trace.rs"]
+mod trace;
 
 use hand::Random;
 use mailchute::fs::{FileSystem, Flush, Space, Ticket};

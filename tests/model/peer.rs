@@ -56,6 +56,11 @@ pub enum Step {
     Mail,
     Recipient,
     Data,
+    /// The first half of a message in chunks.
+    Chunk,
+    /// A chunk of a message that will be taken back.
+    Abandoned,
+    Reset,
     End,
     /// MAIL was refused for now; [`Client::retry`] sends it again.
     Refused,
@@ -68,8 +73,19 @@ pub enum Step {
 pub struct Mail {
     /// With LF line ends, as it will be stored; no line begins with a dot.
     pub text: String,
+    pub manner: Manner,
+}
+
+/// How a client sends its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Data,
     /// Sends only half of it, and goes.
-    pub breaks_off: bool,
+    BreaksOff,
+    /// In two chunks.
+    Chunks,
+    /// Before them, so many octets of another message in a chunk, which it takes back.
+    ChunksAfterOthers(usize),
 }
 
 pub struct Client {
@@ -137,12 +153,23 @@ impl Client {
                 self.step = Step::Refused;
                 return false;
             }
-            (Step::Recipient, "250") => self.next(Step::Data, "DATA\r\n"),
+            (Step::Recipient, "250") => match self.mails[0].manner {
+                Manner::Data | Manner::BreaksOff => self.next(Step::Data, "DATA\r\n"),
+                Manner::Chunks => self.chunk(Step::Chunk),
+                Manner::ChunksAfterOthers(octets) => {
+                    self.mails[0].manner = Manner::Chunks;
+                    let others = "taken back\r\n".repeat(octets / 12);
+                    self.next(Step::Abandoned, &format!("BDAT {}\r\n{others}", others.len()));
+                }
+            },
+            (Step::Abandoned, "250") => self.next(Step::Reset, "RSET\r\n"),
+            (Step::Reset, "250") => self.mail(),
+            (Step::Chunk, "250") => self.chunk(Step::End),
             (Step::Data, "354") => {
                 let mail = self.mails.remove(0);
                 self.sent = mail.text.clone();
                 let text = mail.text.replace('\n', "\r\n");
-                if mail.breaks_off {
+                if mail.manner == Manner::BreaksOff {
                     self.next(Step::Gone, &text[..text.len() / 2]);
                     self.pipe.borrow_mut().closed = true;
                 } else {
@@ -161,6 +188,17 @@ impl Client {
             (step, _) => panic!("at {step:?}: {reply}"),
         }
         true
+    }
+
+    /// Sends the half of a message whose reply is waited for at `step`.
+    fn chunk(&mut self, step: Step) {
+        let text = self.mails[0].text.replace('\n', "\r\n");
+        let (first, second) = text.split_at(text.len() / 2);
+        if step == Step::Chunk {
+            return self.next(step, &format!("BDAT {}\r\n{first}", first.len()));
+        }
+        self.sent = self.mails.remove(0).text;
+        self.next(step, &format!("BDAT {} LAST\r\n{second}", second.len()));
     }
 
     fn mail(&mut self) {
@@ -191,8 +229,11 @@ pub struct World {
 
 impl World {
     pub fn new(disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
+        Self::with(Config::default(), disk, min_free, seed)
+    }
+
+    pub fn with(mut config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
         let store = Store::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
-        let mut config = Config::default();
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
         let server = Server::new(&config, store, MessageIds::new(7, 7));
@@ -205,6 +246,16 @@ impl World {
         client.key = self.server.accept(transport, Peer::Local, Dialect::Smtp, self.now);
         self.clients.push(client);
         self.clients.len() - 1
+    }
+
+    /// Has a client say something, and gives the replies, once the server waits for it again.
+    pub fn say(&mut self, client: usize, octets: &str) -> String {
+        self.clients[client].send(octets);
+        self.mark(client);
+        while self.server.is_runnable() {
+            self.server.turn(self.now);
+        }
+        self.clients[client].replies()
     }
 
     /// Tells the server that a client sent something.

@@ -1,6 +1,7 @@
 //! What a power cut may leave of a model disk, and whether that keeps the promises.
 
 use super::hand::{Found, Random};
+use super::trace::behind_trace;
 use super::{Inode, MAILDIR, ModelDisk, Names, apply};
 use std::path::Path;
 use std::rc::Rc;
@@ -42,9 +43,10 @@ impl Choices {
     }
 }
 
-/// The rule: each file is one of `all`, whole, with its size in its name, and each of `promised` is there.
+/// The rule: each file is one of `all`, whole and nothing else, below the trace lines if a server wrote it, with its size
+/// in its name; and each of `promised` is there.
 pub fn judge(files: &[Found], promised: &[String], all: &[String]) -> Result<(), String> {
-    let is = |file: &Found, text: &String| file.octets.ends_with(text.as_bytes());
+    let is = |file: &Found, text: &String| behind_trace(&file.octets).unwrap_or(&file.octets) == text.as_bytes();
     for file in files {
         let name = file.name.strip_suffix(":2,S").unwrap_or(&file.name);
         let sized = name.ends_with(&format!(",S={}", file.octets.len()));
