@@ -68,6 +68,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Connections at a time; those beyond are told 421.
     pub connections_max: usize,
+    /// Whether SIGTERM and SIGINT end the loop. A program wants that, in which nobody else has them.
+    pub signals: bool,
     /// What the protocol needs to know.
     pub protocol: Settings,
 }
@@ -83,6 +85,7 @@ impl Default for Config {
             grace: Duration::from_secs(8),
             timeout: Duration::from_secs(300),
             connections_max: 1000,
+            signals: false,
             protocol: Settings {
                 hostname: system_hostname(),
                 message_octets_max: 25 << 20,

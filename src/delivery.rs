@@ -458,7 +458,7 @@ impl<F: FileSystem> Store<F> {
         let Some(directories) = directories else { return };
         self.litter.retain(|(place, name)| {
             let directory = if *place == Place::Tmp { &directories.tmp } else { &directories.new };
-            !is_removed(&self.fs.remove(directory, name.as_c_str()))
+            remove(&mut self.fs, directory, name).is_err()
         });
         let Ok(space) = self.fs.space(&directories.new) else { return };
         self.room = match (space.free_files, self.min_free) {
@@ -736,9 +736,8 @@ impl<F: FileSystem> Store<F> {
         };
         let name = delivery.name(attempt, place, &self.host);
         delivery.copies[index].place = Place::Nowhere;
-        let removed = self.fs.remove(directory, name.as_c_str());
-        if !is_removed(&removed) {
-            error!("{}: a file of a refused message can't be removed: {removed:?}", path.display());
+        if let Err(error) = remove(&mut self.fs, directory, &name) {
+            error!("{}: a file of a refused message can't be removed: {error}", path.display());
             if maildir == MAIN_KEY && self.litter.len() < LITTER_MAX {
                 self.litter.push((place, name));
             }
@@ -813,9 +812,12 @@ fn reply_to(error: &io::Error) -> Reply {
     }
 }
 
-/// Whether a name is not there any more.
-fn is_removed(result: &io::Result<()>) -> bool {
-    result.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
+/// Removes a name; one that is not there is removed already.
+fn remove<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &Name) -> io::Result<()> {
+    match fs.remove(directory, name.as_c_str()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Whether `interval` has passed since `last`; then `last` is now.

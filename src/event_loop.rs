@@ -17,10 +17,12 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::rand::GetRandomFlags;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
-use crate::delivery::{Now, Store};
+use crate::delivery::{FILES_MAX, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::server::{Readiness, Server};
 use crate::smtp::session::Dialect;
@@ -36,6 +38,8 @@ const CONNECTIONS: usize = 1024;
 const EVENTS_MAX: usize = 1024;
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
+/// Descriptors for all but connections and files of messages.
+const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -107,17 +111,20 @@ impl EventLoop {
     /// # Errors
     /// A socket that can't be had, or a Maildir that can't be written, each with what to do about it; and those of the
     /// system's event queue.
-    pub fn start(config: Config) -> io::Result<Self> {
+    pub fn start(mut config: Config) -> io::Result<Self> {
+        let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+        if config.signals {
+            watch_signals(&stopper)?;
+        }
         let listeners = bind_all(&config.listen)?;
-        // 64 bits that no other run has: std keys its hash tables with the system's random numbers.
-        let random = RandomState::new().hash_one(());
+        let random = random_number();
         let disk = Disk::new(config.sync);
         let name = &config.protocol.hostname;
         let mut store = Store::open(disk, &config.maildir, name, random, config.min_free)
             .and_then(|mut store| store.prove().map(|()| store))
             .map_err(|(path, error)| unusable(&config.maildir, &path, &error))?;
+        store.limit_files(share_descriptors(&mut config.connections_max));
         let poll = Poll::new()?;
-        let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
         if let Some(event) = store.file_system().flush_event() {
             watch(&poll, &event, FLUSHES, Interest::READABLE)?;
@@ -142,38 +149,23 @@ impl EventLoop {
         move || rustix::net::send(&*stopper, &[0], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
     }
 
-    /// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore; and has a file size
-    /// limit be an error of a write, not the end of the process.
-    ///
-    /// # Errors
-    /// Those of installing the handlers.
-    pub fn watch_signals(&self) -> io::Result<()> {
-        for signal in [SIGTERM, SIGINT] {
-            signal_hook::low_level::pipe::register(signal, self.stopper.try_clone()?)?;
-        }
-        // A handler is enough; nobody reads what it sets.
-        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-        Ok(())
-    }
-
     /// Serves until it is told to stop.
     ///
     /// # Errors
     /// That of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
-        // Said no sooner, as a signal from now on is heard.
-        for listener in &self.listeners {
-            let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
-            info!("listening on {}{protocol}", listener.place);
-        }
-        let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
-        info!("storing mail in {}", path.display());
         if self.config.protocol.accept_any_login {
             warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
         }
         if self.config.sync == SyncMode::Never {
             warn!("--sync never: a 250 does not wait for the disk; a power cut may lose what was accepted");
         }
+        for listener in &self.listeners {
+            let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
+            info!("listening on {}{protocol}", listener.place);
+        }
+        let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
+        info!("storing mail in {}", path.display());
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             match self.poll.poll(&mut events, Some(self.patience())) {
@@ -271,9 +263,53 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
+/// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore; and has a file size limit be an
+/// error of a write, not the end of the process.
+fn watch_signals(stopper: &OwnedFd) -> io::Result<()> {
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
+    }
+    // A handler is enough; nobody reads what it sets.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
+}
+
+/// 64 bits that no other run has.
+fn random_number() -> u64 {
+    let mut octets = [0; 8];
+    match rustix::rand::getrandom(&mut octets, GetRandomFlags::empty()) {
+        Ok(8) => u64::from_ne_bytes(octets),
+        // What std keys its hash tables with, from wherever it has it.
+        _ => RandomState::new().hash_one(()),
+    }
+}
+
+/// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
+/// that does not suffice. Returns how many files may be open at once.
+fn share_descriptors(connections_max: &mut usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = (*connections_max + FILES_MAX + DESCRIPTORS_RESERVED) as u64;
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
+    let current = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |current| current as usize);
+    let room = current.saturating_sub(DESCRIPTORS_RESERVED).max(2);
+    let files_max = (room / 4).clamp(1, FILES_MAX);
+    if *connections_max > room - files_max {
+        *connections_max = room - files_max;
+        warn!(
+            "room for {connections_max} connections only: the limit of descriptors is {current}, {wanted} are wanted"
+        );
+    }
+    files_max
+}
+
 fn bind_all(places: &[Listen]) -> io::Result<Vec<Listener>> {
     let mut listeners = Vec::with_capacity(places.len());
-    for Listen { place, dialect, optional } in places.iter().take(CONNECTIONS - LISTENERS) {
+    if places.len() > CONNECTIONS - LISTENERS {
+        return Err(io::Error::other("too many addresses to listen on"));
+    }
+    for Listen { place, dialect, optional } in places {
         match bind(place) {
             Ok((socket, place)) => listeners.push(Listener { socket, place, dialect: *dialect, ready: false }),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if *optional => {
@@ -321,7 +357,8 @@ fn bind(place: &Place) -> Result<(OwnedFd, Place), Errno> {
 /// Removes a socket that a server which was killed left behind.
 fn remove_stale_socket(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    if is_socket && UnixStream::connect(path).is_err() {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && UnixStream::connect(path).is_err_and(refused) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -331,19 +368,20 @@ fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let path = absolute(path).unwrap_or_else(|_| path.to_owned());
     let there = path.ancestors().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
-    let advice = match there.filter(|_| error.kind() == io::ErrorKind::PermissionDenied) {
-        None => "mend that, or choose another with --maildir DIR".to_owned(),
-        Some((nearest, metadata)) => {
-            let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
-            let command = match maildir.exists() {
-                true => format!("chown -R {user}:{group} {quoted} && chmod 0700 {quoted}"),
-                // The directory above may be anybody's and stays so.
-                false => format!("install -d -o {user} -g {group} -m 0700 {quoted}"),
-            };
-            let (owner, owner_group, mode) = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
-            let nearest = nearest.display();
-            format!("{nearest} is {owner}:{owner_group}'s with mode {mode:04o}, we are {user}:{group}; run: {command}")
+    let whose = there.map_or_else(String::new, |(nearest, metadata)| {
+        let (owner, owner_group, mode) = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
+        format!("{} is {owner}:{owner_group}'s with mode {mode:04o}, we are {user}:{group}; ", nearest.display())
+    });
+    let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
+    let advice = match (error.kind(), maildir.exists()) {
+        (io::ErrorKind::PermissionDenied, true) => {
+            format!("run: chown -R {user}:{group} {quoted} && chmod 0700 {quoted}")
         }
+        // The directory above may be anybody's and stays so.
+        (io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound, false) => {
+            format!("run: install -d -o {user} -g {group} -m 0700 {quoted}")
+        }
+        _ => "mend that, or choose another with --maildir DIR".to_owned(),
     };
-    io::Error::new(error.kind(), format!("can't keep mail in {}: {error}; {advice}", path.display()))
+    io::Error::new(error.kind(), format!("can't keep mail in {}: {error}; {whose}{advice}", path.display()))
 }

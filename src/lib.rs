@@ -21,7 +21,6 @@ pub mod server;
 pub mod smtp;
 #[allow(unsafe_code)]
 mod sys;
-pub mod timers;
 
 pub use config::Config;
 pub use event_loop::EventLoop;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use log::LevelFilter;
 use mailchute::EventLoop;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Wrong usage, as `sysexits.h` has it.
 const USAGE: u8 = 64;
@@ -15,16 +16,26 @@ fn main() -> ExitCode {
     match options::parse() {
         Ok((config, level)) => {
             start_logging(level);
-            serve(config).map_or_else(|problem| complain(problem, 1), |()| ExitCode::SUCCESS)
+            let served = EventLoop::start(config).and_then(EventLoop::run);
+            served.map_or_else(|problem| complain(problem, 1), |()| ExitCode::SUCCESS)
         }
         Err(problem) => complain(format!("{problem}; see mailchute --help"), USAGE),
     }
 }
 
-fn serve(config: mailchute::Config) -> io::Result<()> {
-    let event_loop = EventLoop::start(config)?;
-    event_loop.watch_signals()?;
-    event_loop.run()
+/// Standard error, for the log: a line is lost when its reader is too slow, lest the server wait for it.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        let stderr = io::stderr();
+        let ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&Timespec::default()));
+        if ready == Ok(0) { Ok(octets.len()) } else { stderr.lock().write(octets) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Lines on stderr, without times: journals and container engines add their own.
@@ -34,7 +45,7 @@ fn start_logging(level: Option<LevelFilter>) {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(filters.as_deref().unwrap_or("info"));
     builder.format(|line, record| writeln!(line, "{:<5} {}", record.level(), record.args()));
-    builder.init();
+    builder.target(env_logger::Target::Pipe(Box::new(Stderr))).init();
 }
 
 fn complain(problem: impl std::fmt::Display, status: u8) -> ExitCode {

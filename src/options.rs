@@ -59,7 +59,7 @@ pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
             _ => parser.value()?,
         });
     }
-    let mut config = Config::default();
+    let mut config = Config { signals: true, ..Config::default() };
     let mut level = None;
     for (&(name, _, help), mut values) in OPTIONS.iter().zip(given) {
         let mut source = format!("--{name}");

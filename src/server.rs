@@ -13,7 +13,9 @@ use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Dialect, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
-use crate::timers::Timers;
+
+/// How long looks at all deadlines are apart at least, so how exact these are.
+const LOOKS_APART: Duration = Duration::from_millis(250);
 
 /// Small buffers that are kept for the next peer that needs one.
 const SMALL_KEPT_MAX: usize = 128;
@@ -44,7 +46,8 @@ pub struct Server<T, F: FileSystem> {
     scratch: Vec<u8>,
     blocks: BufferPool,
     small: BufferPool,
-    timers: Timers,
+    /// When deadlines are looked at: no connection has one before.
+    look: Option<Instant>,
     /// Connections that have work in the next turn.
     runnable: Vec<usize>,
     /// Connections of this turn, whose replies are sent at its end.
@@ -72,7 +75,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             scratch: Vec::with_capacity(BLOCK_OCTETS),
             blocks: BufferPool::new(BLOCK_OCTETS, BLOCKS_MAX, BLOCKS_MAX),
             small: BufferPool::new(SMALL_OCTETS, usize::MAX, SMALL_KEPT_MAX),
-            timers: Timers::default(),
+            look: None,
             runnable: Vec::new(),
             touched: Vec::new(),
             closed: Vec::new(),
@@ -119,7 +122,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             runnable: false,
             stored: 0,
         });
-        self.timers.arm(key, now.instant + self.timeout);
+        self.look.get_or_insert(now.instant + self.timeout);
         let Some(connection) = self.connections.get_mut(key) else { return key };
         debug!("session={} connect peer={peer}", self.sessions);
         if full || self.draining {
@@ -163,7 +166,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// are to be looked for.
     pub fn next_deadline(&self, now: Instant) -> Duration {
         let sweep = self.store.next_sweep(now);
-        self.timers.next(now).map_or(sweep, |timer| timer.min(sweep))
+        self.look.map_or(sweep, |look| look.saturating_duration_since(now).min(sweep))
     }
 
     /// Begins the end: sessions without a message are told 421, the others when theirs is done.
@@ -399,15 +402,20 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         }
     }
 
-    /// Ends the connections whose peers have been silent for too long.
+    /// Ends the connections whose peers have been silent for too long. Activity only moves a deadline; all are looked at
+    /// when the soonest may have passed, a few times a second at most.
     fn expire(&mut self, now: Now) {
-        while let Some(key) = self.timers.expired(now.instant) {
+        if self.look.is_none_or(|look| look > now.instant) {
+            return;
+        }
+        let mut soonest: Option<Instant> = None;
+        for key in 0..self.connections.capacity() {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if connection.waiting == Waiting::ForDelivery {
                 connection.deadline = now.instant + self.timeout;
             }
             if connection.deadline > now.instant {
-                self.timers.arm(key, connection.deadline);
+                soonest = Some(soonest.map_or(connection.deadline, |soonest| soonest.min(connection.deadline)));
                 continue;
             }
             if connection.waiting == Waiting::No && connection.replies.is_empty() {
@@ -416,6 +424,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             }
             self.close(key, "timeout");
         }
+        self.look = soonest.map(|soonest| soonest.max(now.instant + LOOKS_APART));
     }
 
     /// Ends a connection whose peer is gone.
@@ -442,7 +451,6 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             take_back(std::mem::take(buffer), &mut self.small, &mut self.blocks);
         }
-        self.timers.cancel(key);
         self.closed.push(key);
     }
 
