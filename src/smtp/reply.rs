@@ -65,11 +65,9 @@ impl Reply {
     /// A command line that ends in LF alone, which only `--strict` minds (RFC 5321 2.3.8).
     pub const BARE_LINE_FEED: Self = Self::new(500, "5.5.2", "Lines end in CRLF");
     /// The answer to HELP.
-    pub const HELP: [&str; 3] = [
-        "214-2.0.0 HELO EHLO LHLO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP\r\n",
-        "214-2.0.0 This server stores mail and relays none.\r\n",
-        "214 2.0.0 End of HELP\r\n",
-    ];
+    pub const HELP: &str = "214-2.0.0 HELO EHLO LHLO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP\r\n\
+                            214-2.0.0 This server stores mail and relays none.\r\n\
+                            214 2.0.0 End of HELP\r\n";
 
     // The message.
     /// It is larger than the limit, as announced or as it came (RFC 1870 6).
