@@ -95,13 +95,11 @@ pub struct Spare {
     names: Vec<String>,
 }
 
-impl Spare {
-    /// How much of each kind is kept.
-    const KEPT_MAX: usize = 128;
+/// How much spare memory of each kind is kept.
+const KEPT_MAX: usize = 128;
 
-    /// Octets of paths that a transaction may keep room for; those of a long list of recipients go back.
-    const KEPT_PATHS_OCTETS_MAX: usize = 4096;
-}
+/// Octets of paths that a spare transaction may have room for; those of a long list of recipients go back.
+const KEPT_PATHS_OCTETS_MAX: usize = 4096;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,7 +319,7 @@ impl Session {
     /// Forgets the session's own memory, for another session to use again.
     pub fn end(&mut self, spare: &mut Spare) {
         self.end_transaction(spare);
-        if self.hello_name.capacity() > 0 && spare.names.len() < Spare::KEPT_MAX {
+        if self.hello_name.capacity() > 0 && spare.names.len() < KEPT_MAX {
             spare.names.push(std::mem::take(&mut self.hello_name));
         }
     }
@@ -350,28 +348,31 @@ impl Session {
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
-        let begun_before = matches!(self.phase, Phase::LongLine);
-        let long = begun_before || line.len() > COMMAND_LINE_OCTETS_MAX;
-        // TLS has no lines.
-        let tls = matches!(self.phase, Phase::Command) && foreign(line) == Some(Foreign::Tls);
-        if line_feed.is_none() && !long && !tls {
-            return 0;
-        }
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
         self.note_line_end(line);
-        let reply = if long {
-            self.phase = if line_feed.is_some() { Phase::Command } else { Phase::LongLine };
-            if begun_before { None } else { Some(self.refuse_line(Reply::LINE_TOO_LONG, line, behind, turn)) }
-        } else if turn.settings.strict && !line.ends_with(b"\r\n") {
-            Some(self.refuse_line(Reply::BARE_LINE_FEED, line, behind, turn))
-        } else {
-            let text = line.strip_suffix(b"\n").unwrap_or(line);
-            let text = text.strip_suffix(b"\r").unwrap_or(text);
-            match self.phase {
-                Phase::Login { user_name } => Some(self.login(user_name, text)),
-                _ => self.command(text, behind, turn),
+        let after_line = if line_feed.is_some() { Phase::Command } else { Phase::LongLine };
+        let result = match self.phase {
+            Phase::LongLine => {
+                self.phase = after_line;
+                Ok(())
             }
+            _ if line.len() > COMMAND_LINE_OCTETS_MAX => {
+                self.phase = after_line;
+                Err(self.refuse_line(Reply::LINE_TOO_LONG, line, behind, turn))
+            }
+            // TLS has no lines.
+            Phase::Command if foreign(line) == Some(Foreign::Tls) => {
+                Err(self.refuse_line(Reply::UNRECOGNIZED, line, behind, turn))
+            }
+            _ if line_feed.is_none() => return 0,
+            _ if turn.settings.strict && !line.ends_with(b"\r\n") => {
+                Err(self.refuse_line(Reply::BARE_LINE_FEED, line, behind, turn))
+            }
+            Phase::Login { user_name } => self.login(user_name, text, turn.replies),
+            _ => self.command(text, behind, turn),
         };
-        if let Some(reply) = reply {
+        if let Err(reply) = result {
             reply.write(turn.replies);
         }
         line.len()
@@ -388,58 +389,48 @@ impl Session {
         reply
     }
 
-    /// Applies one command and gives the reply, unless it wrote that itself or has none yet. `behind` is what came with
-    /// the command in the same octets.
-    fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Reply> {
+    /// Applies one command: writes its reply, or returns the one that refuses it. `behind` is what came with the command
+    /// in the same octets.
+    fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let syntax = Syntax { strict: settings.strict };
-        let command = match Command::parse(line, syntax) {
-            Ok(command) => command,
-            Err(reply) => return Some(self.refuse_line(reply, line, behind, turn)),
-        };
-        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset | Command::Quit) {
+        let command = Command::parse(line, syntax).map_err(|reply| self.refuse_line(reply, line, behind, turn))?;
+        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset) {
             self.text_may_follow = false;
         }
         if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
-            return Some(self.turn_away(Reply::EARLY_TALK));
+            return Err(self.turn_away(Reply::EARLY_TALK));
         }
-        Some(match command {
-            Command::Hello { hello, name } => return self.hello(hello, name, turn).err(),
-            Command::Mail { reverse_path, parameters } => return self.mail(&reverse_path, parameters, turn).err(),
-            Command::Rcpt { forward_path } => return self.rcpt(&forward_path, settings, turn.replies).err(),
-            Command::Data => self.begin_data(turn).unwrap_or_else(|reply| self.refuse_text(reply, behind, turn)),
+        match command {
+            Command::Hello { hello, name } => self.hello(hello, name, turn)?,
+            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn)?,
+            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, turn.replies)?,
+            Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
             Command::Bdat { octets, last } => {
                 self.phase = Phase::Chunk { left: octets, last, announced: octets };
                 if self.open_transaction().is_ok_and(|transaction| transaction.recipients > 0) {
                     self.begin_message(Framing::Chunk, turn);
                 }
-                return None;
             }
             Command::Rset => {
                 self.abort_transaction(turn.spare);
-                Reply::OK
+                Reply::OK.write(turn.replies);
             }
-            Command::Noop => Reply::OK,
+            Command::Noop => Reply::OK.write(turn.replies),
             Command::Quit => {
                 let _ = write!(turn.replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
                 self.phase = Phase::Closed;
-                return None;
             }
-            Command::Vrfy => Reply::CANNOT_VERIFY,
-            Command::Help => {
-                turn.replies.extend_from_slice(Reply::HELP.as_bytes());
-                return None;
-            }
-            Command::Auth { argument } if settings.accept_any_login => match login(argument, syntax) {
-                Ok((mechanism, initial_response)) => self.auth(mechanism, initial_response),
-                Err(reply) => reply,
-            },
+            Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
+            Command::Help => turn.replies.extend_from_slice(Reply::HELP.as_bytes()),
+            Command::Auth { argument } if settings.accept_any_login => self.auth(argument, syntax, turn.replies)?,
             Command::Auth { .. } => {
                 self.hint = Some("auth-required-by-client");
-                Reply::NOT_IMPLEMENTED
+                return Err(Reply::NOT_IMPLEMENTED);
             }
-            Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
-        })
+            Command::Expn | Command::StartTls => return Err(Reply::NOT_IMPLEMENTED),
+        }
+        Ok(())
     }
 
     /// Refuses a line that is no command. What a message follows must not be taken for commands: after DATA that is
@@ -584,7 +575,7 @@ impl Session {
 
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
-    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<Reply, Reply> {
+    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let lmtp = self.dialect == Dialect::Lmtp;
         let transaction = self.open_transaction()?;
         if transaction.recipients == 0 {
@@ -595,7 +586,8 @@ impl Session {
         }
         self.begin_message(Framing::Dot, turn);
         self.phase = Phase::Data;
-        Ok(Reply::START_MAIL_INPUT)
+        Reply::START_MAIL_INPUT.write(turn.replies);
+        Ok(())
     }
 
     /// Gives the message its id and writes what stands on top of it.
@@ -711,38 +703,39 @@ impl Session {
     }
 
     /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
-    fn auth(&mut self, mechanism: &str, initial_response: Option<&str>) -> Reply {
+    fn auth(&mut self, argument: &str, syntax: Syntax, replies: &mut Vec<u8>) -> Result<(), Reply> {
+        let (mechanism, initial_response) = login(argument, syntax)?;
         if self.logged_in || self.transaction.is_some() {
-            return Reply::BAD_SEQUENCE;
+            return Err(Reply::BAD_SEQUENCE);
         }
-        let (user_name, challenge) = if mechanism.eq_ignore_ascii_case("PLAIN") {
-            (false, Reply::CHALLENGE_EMPTY)
-        } else if mechanism.eq_ignore_ascii_case("LOGIN") {
-            (true, Reply::CHALLENGE_USER_NAME)
-        } else {
-            return Reply::MECHANISM_UNKNOWN;
-        };
+        let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
+        if !user_name && !mechanism.eq_ignore_ascii_case("PLAIN") {
+            return Err(Reply::MECHANISM_UNKNOWN);
+        }
         if let Some(response) = initial_response {
-            return self.login(user_name, response.as_bytes());
+            return self.login(user_name, response.as_bytes(), replies);
         }
         self.phase = Phase::Login { user_name };
-        challenge
+        if user_name { Reply::CHALLENGE_USER_NAME } else { Reply::CHALLENGE_EMPTY }.write(replies);
+        Ok(())
     }
 
-    /// A response of the peer, which only the name that LOGIN asks for first does not end.
-    fn login(&mut self, user_name: bool, response: &[u8]) -> Reply {
+    fn login(&mut self, user_name: bool, response: &[u8], replies: &mut Vec<u8>) -> Result<(), Reply> {
         self.phase = Phase::Command;
         if response == b"*" {
-            Reply::LOGIN_CANCELLED
-        } else if !is_base64(response) {
-            Reply::LOGIN_MALFORMED
-        } else if user_name {
+            return Err(Reply::LOGIN_CANCELLED);
+        }
+        if !is_base64(response) {
+            return Err(Reply::LOGIN_MALFORMED);
+        }
+        if user_name {
             self.phase = Phase::Login { user_name: false };
-            Reply::CHALLENGE_PASSWORD
+            Reply::CHALLENGE_PASSWORD.write(replies);
         } else {
             self.logged_in = true;
-            Reply::LOGIN_ACCEPTED
+            Reply::LOGIN_ACCEPTED.write(replies);
         }
+        Ok(())
     }
 
     /// Ends a transaction before its time; the chunks that came of its message are to be dropped.
@@ -754,7 +747,7 @@ impl Session {
     fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
         let mut paths = std::mem::take(&mut transaction.paths);
-        if paths.capacity() <= Spare::KEPT_PATHS_OCTETS_MAX && spare.transactions.len() < Spare::KEPT_MAX {
+        if paths.capacity() <= KEPT_PATHS_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
             paths.clear();
             *transaction = Transaction { paths, ..Transaction::default() };
             spare.transactions.push(transaction);
