@@ -131,19 +131,21 @@ pub struct Transaction {
     /// All paths with LF between them, which no path has; the reverse-path first.
     paths: String,
     /// RCPT commands that were accepted.
-    recipients: usize,
+    pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
     addressed: bool,
     /// Whether addresses may be UTF-8 (RFC 6531).
     smtp_utf8: bool,
     /// The message's id, blank before its data begin.
-    id: MessageId,
+    pub id: MessageId,
+    /// Octets of the message so far, as RFC 1870 counts them.
+    pub octets: u64,
+    /// The same as they came.
+    came: u64,
+    /// Whether the message has begun; its first chunk may have been empty.
+    begun: bool,
     /// Why the message will be refused at its end; nothing can come of the transaction any more.
     failure: Option<Reply>,
-    /// Reads the message, from its first octet on; goes on from chunk to chunk.
-    decoder: Option<DataDecoder>,
-    /// Octets of the message so far, as they came.
-    came: u64,
     header: HeaderScanner,
 }
 
@@ -156,21 +158,6 @@ impl Transaction {
     /// The forward-paths that were accepted, in order.
     pub fn forward_paths(&self) -> impl Iterator<Item = &str> {
         self.paths.split('\n').skip(1)
-    }
-
-    /// How many recipients were accepted.
-    pub const fn recipients(&self) -> usize {
-        self.recipients
-    }
-
-    /// Octets of the message so far, as RFC 1870 counts them.
-    pub fn octets(&self) -> u64 {
-        self.came.saturating_sub(self.decoder.map_or(0, |decoder| decoder.overhead()))
-    }
-
-    /// The message's id, blank before its data begin.
-    pub const fn id(&self) -> &MessageId {
-        &self.id
     }
 }
 
@@ -207,8 +194,9 @@ pub struct Session {
     transaction: Option<Box<Transaction>>,
     transactions: u32,
     logged_in: bool,
-    /// No CR came from this peer yet: a person or a script that ends lines with LF.
-    lf_session: bool,
+    /// Reads the text of messages. It knows whether a CR has come from this peer, also in a command: until then it is a
+    /// person or a script that ends lines with LF.
+    decoder: DataDecoder,
     hint: Option<&'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
     text_may_follow: bool,
@@ -229,7 +217,7 @@ impl Session {
             transaction: None,
             transactions: 0,
             logged_in: false,
-            lf_session: !settings.strict,
+            decoder: DataDecoder::new(Framing::Dot, settings.line_end, !settings.strict),
             hint: None,
             text_may_follow: false,
             discard: false,
@@ -238,10 +226,7 @@ impl Session {
 
     /// Writes the greeting (RFC 5321 4.3.1).
     pub fn greet(&self, settings: &Settings, now: SystemTime, replies: &mut Vec<u8>) {
-        let protocol = match self.dialect {
-            Dialect::Smtp => "ESMTP",
-            Dialect::Lmtp => "LMTP",
-        };
+        let protocol = if self.dialect == Dialect::Lmtp { "LMTP" } else { "ESMTP" };
         let _ = write!(replies, "220 {} {protocol} mailchute ready; ", settings.hostname);
         write_date(now, replies);
         replies.extend_from_slice(b"\r\n");
@@ -264,14 +249,13 @@ impl Session {
 
     /// Whether a message is coming in or on its way to the store.
     pub fn in_message(&self) -> bool {
-        matches!(self.phase, Phase::Chunk { .. }) || self.transaction().is_some_and(|it| it.decoder.is_some())
+        matches!(self.phase, Phase::Chunk { .. }) || self.transaction().is_some_and(|it| it.begun)
     }
 
     /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
     /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
     pub fn hint(&self) -> Option<&'static str> {
-        let decoder = self.transaction().and_then(|transaction| transaction.decoder);
-        if decoder.is_some_and(|decoder| decoder.lf_dot_seen()) { Some("lf-dot") } else { self.hint }
+        if self.decoder.lf_dot_seen() { Some("lf-dot") } else { self.hint }
     }
 
     /// Takes octets from the peer: returns how many it used and what is to be done.
@@ -309,10 +293,8 @@ impl Session {
 
     /// Hears what became of the message that was given away with [`Action::Deliver`].
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        let left = match (self.dialect, &self.transaction) {
-            (Dialect::Lmtp, Some(transaction)) => transaction.recipients,
-            _ => 1,
-        };
+        let lmtp = self.dialect == Dialect::Lmtp;
+        let left = self.transaction().filter(|_| lmtp).map_or(1, |transaction| transaction.recipients);
         self.answer(left, outcome, spare, replies);
     }
 
@@ -350,37 +332,30 @@ impl Session {
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
         let text = line.strip_suffix(b"\n").unwrap_or(line);
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        self.note_line_end(line);
-        let after_line = if line_feed.is_some() { Phase::Command } else { Phase::LongLine };
-        let result = match self.phase {
-            Phase::LongLine => {
-                self.phase = after_line;
-                Ok(())
-            }
-            _ if line.len() > COMMAND_LINE_OCTETS_MAX => {
-                self.phase = after_line;
-                Err(self.refuse_line(Reply::LINE_TOO_LONG, line, behind, turn))
-            }
+        self.decoder.note_line_end(line);
+        let after_long = matches!(self.phase, Phase::LongLine);
+        let long = line.len() > COMMAND_LINE_OCTETS_MAX;
+        if after_long || long {
+            self.phase = if line_feed.is_some() { Phase::Command } else { Phase::LongLine };
+        }
+        let reply = match self.phase {
+            _ if after_long => None,
+            _ if long => Some(self.refuse_line(Reply::LINE_TOO_LONG, line, behind, turn)),
             // TLS has no lines.
             Phase::Command if foreign(line) == Some(Foreign::Tls) => {
-                Err(self.refuse_line(Reply::UNRECOGNIZED, line, behind, turn))
+                Some(self.refuse_line(Reply::UNRECOGNIZED, line, behind, turn))
             }
             _ if line_feed.is_none() => return 0,
             _ if turn.settings.strict && !line.ends_with(b"\r\n") => {
-                Err(self.refuse_line(Reply::BARE_LINE_FEED, line, behind, turn))
+                Some(self.refuse_line(Reply::BARE_LINE_FEED, line, behind, turn))
             }
-            Phase::Login { user_name } => self.login(user_name, text, turn.replies),
-            _ => self.command(text, behind, turn),
+            Phase::Login { user_name } => Some(self.login(user_name, text)),
+            _ => self.command(text, behind, turn).err(),
         };
-        if let Err(reply) = result {
+        if let Some(reply) = reply {
             reply.write(turn.replies);
         }
         line.len()
-    }
-
-    /// The line-end lock: a peer that sent a CR once is no LF session any more.
-    fn note_line_end(&mut self, line: &[u8]) {
-        self.lf_session = self.lf_session && memchr(b'\r', line).is_none();
     }
 
     /// Has the session end with `reply`.
@@ -423,7 +398,7 @@ impl Session {
             }
             Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
             Command::Help => turn.replies.extend_from_slice(Reply::HELP.as_bytes()),
-            Command::Auth { argument } if settings.accept_any_login => self.auth(argument, syntax, turn.replies)?,
+            Command::Auth { argument } if settings.accept_any_login => self.auth(argument, syntax)?.write(turn.replies),
             Command::Auth { .. } => {
                 self.hint = Some("auth-required-by-client");
                 return Err(Reply::NOT_IMPLEMENTED);
@@ -469,11 +444,10 @@ impl Session {
 
     /// Whether other commands may stand behind this one in a group (RFC 2920 3.1; the group must have been offered).
     fn may_be_followed(&self, command: &Command<'_>) -> bool {
+        let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
         match command {
             Command::Bdat { .. } => true,
-            Command::Mail { .. } | Command::Rcpt { .. } | Command::Rset | Command::Help | Command::StartTls => {
-                matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo))
-            }
+            Command::Mail { .. } | Command::Rcpt { .. } | Command::Rset | Command::Help | Command::StartTls => offered,
             _ => false,
         }
     }
@@ -569,7 +543,7 @@ impl Session {
 
     /// The transaction, as long as it takes recipients and the start of a message.
     fn open_transaction(&mut self) -> Result<&mut Transaction, Reply> {
-        let open = |it: &&mut Transaction| it.decoder.is_none() && it.failure.is_none();
+        let open = |it: &&mut Transaction| !it.begun && it.failure.is_none();
         self.transaction.as_deref_mut().filter(open).ok_or(Reply::BAD_SEQUENCE)
     }
 
@@ -593,26 +567,23 @@ impl Session {
     /// Gives the message its id and writes what stands on top of it.
     fn begin_message(&mut self, framing: Framing, turn: &mut Turn<'_>) {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
-        let id = turn.ids.next(turn.now);
-        transaction.id = id;
-        transaction.decoder = Some(DataDecoder::new(framing, turn.settings.line_end, self.lf_session));
+        transaction.id = turn.ids.next(turn.now);
+        transaction.begun = true;
+        self.decoder = DataDecoder::new(framing, turn.settings.line_end, self.decoder.lf_session());
         self.text_may_follow = false;
         if transaction.failure.is_some() {
             return;
         }
         let line_end = turn.settings.line_end.as_str();
-        let header = &mut *turn.content;
-        let _ = write!(header, "Return-Path: <{}>{line_end}", transaction.reverse_path());
+        let _ = write!(turn.content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
         for forward_path in transaction.forward_paths() {
-            let _ = write!(header, "Delivered-To: {forward_path}{line_end}");
+            let _ = write!(turn.content, "Delivered-To: {forward_path}{line_end}");
         }
-        let only = if transaction.recipients == 1 { transaction.forward_paths().next() } else { None };
-        let extended = self.logged_in || self.hello == Some(Hello::Ehlo);
         let protocol = match (self.dialect, transaction.smtp_utf8) {
             (Dialect::Lmtp, true) => "UTF8LMTP",
             (Dialect::Lmtp, false) => "LMTP",
             (Dialect::Smtp, true) => "UTF8SMTP",
-            (Dialect::Smtp, false) if extended => "ESMTP",
+            (Dialect::Smtp, false) if self.logged_in || self.hello == Some(Hello::Ehlo) => "ESMTP",
             (Dialect::Smtp, false) => "SMTP",
         };
         let login = if self.logged_in { "A" } else { "" };
@@ -621,34 +592,30 @@ impl Session {
             peer: self.peer,
             host: &turn.settings.hostname,
             protocol: format_args!("{protocol}{login}"),
-            id: &id,
-            recipient: only,
+            id: &transaction.id,
+            recipient: transaction.forward_paths().next().filter(|_| transaction.recipients == 1),
             now: turn.now,
         }
-        .write(line_end, header);
+        .write(line_end, turn.content);
     }
 
     /// Text of a message, as far as it goes, or of a chunk that can't be taken, which is dropped: returns how many
     /// octets that was. What the decoder gives counts, and is kept unless the message will be refused.
     fn text(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
-        let Some(Transaction { decoder: Some(decoder), header, failure, came, .. }) = self.transaction.as_deref_mut()
-        else {
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| it.begun) else {
             // The line-end lock sees these octets, too.
-            self.note_line_end(input);
+            self.decoder.note_line_end(input);
             return input.len();
         };
-        if !self.lf_session {
-            decoder.end_lf_session();
-        }
-        let keep = failure.is_none();
-        let (count, ended) = decoder.decode(input, &mut |run| {
-            header.scan(run);
+        let keep = transaction.failure.is_none();
+        let (count, ended) = self.decoder.decode(input, &mut |run| {
+            transaction.header.scan(run);
             if keep {
                 turn.content.extend_from_slice(run);
             }
         });
-        *came += count as u64;
-        self.lf_session = decoder.lf_session();
+        transaction.came += count as u64;
+        transaction.octets = transaction.came.saturating_sub(self.decoder.overhead());
         self.check_message(turn.settings);
         if ended {
             self.end_message(turn);
@@ -659,27 +626,25 @@ impl Session {
     /// Decides as early as possible that a message will be refused; what there is of it can be dropped then.
     fn check_message(&mut self, settings: &Settings) {
         let Some(transaction) = self.transaction.as_deref_mut().filter(|it| it.failure.is_none()) else { return };
-        let bare_newline = transaction.decoder.is_some_and(|decoder| decoder.bare_newline_seen());
-        transaction.failure = if transaction.octets() > settings.message_octets_max {
-            Some(Reply::MESSAGE_TOO_LARGE)
-        } else if transaction.header.is_mail_loop() {
-            Some(Reply::MAIL_LOOP)
-        } else if settings.bare_newline == BareNewline::Reject && bare_newline {
-            Some(Reply::BARE_NEWLINE)
-        } else {
-            None
-        };
+        let reject = settings.bare_newline == BareNewline::Reject;
+        let faults = [
+            (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
+            (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
+            (reject && self.decoder.bare_newline_seen(), Reply::BARE_NEWLINE),
+        ];
+        transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
         self.discard = transaction.failure.is_some();
     }
 
     /// The end of a message: refuses it, or gives it away.
     fn end_message(&mut self, turn: &mut Turn<'_>) {
-        if let Some(Transaction { decoder: Some(decoder), failure: None, .. }) = self.transaction.as_deref_mut() {
-            decoder.finish(&mut |run| turn.content.extend_from_slice(run));
+        let failure = |session: &Self| session.transaction().and_then(|transaction| transaction.failure);
+        if failure(self).is_none() {
+            self.decoder.finish(&mut |run| turn.content.extend_from_slice(run));
             // The last octet of the last chunk may have been a CR.
             self.check_message(turn.settings);
         }
-        match self.transaction().and_then(|transaction| transaction.failure) {
+        match failure(self) {
             Some(failure) => self.delivered(Outcome::Refused(failure), turn.spare, turn.replies),
             None => self.phase = Phase::Delivering,
         }
@@ -691,7 +656,7 @@ impl Session {
         match self.transaction.as_deref_mut() {
             None => Reply::BAD_SEQUENCE.write(turn.replies),
             // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).
-            Some(Transaction { decoder: None, failure, .. }) => {
+            Some(Transaction { begun: false, failure, .. }) => {
                 failure.get_or_insert(Reply::NO_RECIPIENTS).write(turn.replies);
             }
             Some(_) if last => self.end_message(turn),
@@ -703,7 +668,7 @@ impl Session {
     }
 
     /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
-    fn auth(&mut self, argument: &str, syntax: Syntax, replies: &mut Vec<u8>) -> Result<(), Reply> {
+    fn auth(&mut self, argument: &str, syntax: Syntax) -> Result<Reply, Reply> {
         let (mechanism, initial_response) = login(argument, syntax)?;
         if self.logged_in || self.transaction.is_some() {
             return Err(Reply::BAD_SEQUENCE);
@@ -713,29 +678,25 @@ impl Session {
             return Err(Reply::MECHANISM_UNKNOWN);
         }
         if let Some(response) = initial_response {
-            return self.login(user_name, response.as_bytes(), replies);
+            return Ok(self.login(user_name, response.as_bytes()));
         }
         self.phase = Phase::Login { user_name };
-        if user_name { Reply::CHALLENGE_USER_NAME } else { Reply::CHALLENGE_EMPTY }.write(replies);
-        Ok(())
+        Ok(if user_name { Reply::CHALLENGE_USER_NAME } else { Reply::CHALLENGE_EMPTY })
     }
 
-    fn login(&mut self, user_name: bool, response: &[u8], replies: &mut Vec<u8>) -> Result<(), Reply> {
+    fn login(&mut self, user_name: bool, response: &[u8]) -> Reply {
         self.phase = Phase::Command;
         if response == b"*" {
-            return Err(Reply::LOGIN_CANCELLED);
-        }
-        if !is_base64(response) {
-            return Err(Reply::LOGIN_MALFORMED);
-        }
-        if user_name {
+            Reply::LOGIN_CANCELLED
+        } else if !is_base64(response) {
+            Reply::LOGIN_MALFORMED
+        } else if user_name {
             self.phase = Phase::Login { user_name: false };
-            Reply::CHALLENGE_PASSWORD.write(replies);
+            Reply::CHALLENGE_PASSWORD
         } else {
             self.logged_in = true;
-            Reply::LOGIN_ACCEPTED.write(replies);
+            Reply::LOGIN_ACCEPTED
         }
-        Ok(())
     }
 
     /// Ends a transaction before its time; the chunks that came of its message are to be dropped.
