@@ -91,7 +91,7 @@ impl<T: Transport> Connection<T> {
 
     /// The message's key in the store, which it gets when it first needs one.
     pub(crate) fn delivery<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) -> usize {
-        let id = || self.session.transaction().map(|transaction| *transaction.id()).unwrap_or_default();
+        let id = || self.session.transaction().map(|transaction| transaction.id).unwrap_or_default();
         *self.delivery.get_or_insert_with(|| store.begin(id(), key, [MAIN], false, now))
     }
 

@@ -358,9 +358,8 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let session = &connection.session;
         if let Some(transaction) = session.transaction() {
-            let (name, id, from, size) =
-                (session.id(), transaction.id(), transaction.reverse_path(), transaction.octets());
-            let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients());
+            let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
+            let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
             match outcome {
                 Outcome::Stored => {
                     info!("session={name} stored id={id} from={from:?} to={to:?} recipients={more} size={size}");

@@ -8,7 +8,7 @@
 //!
 //! One automaton serves every message, be it kept, oversized or refused: who refuses ignores the runs.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 const CR: u8 = b'\r';
 const LF: u8 = b'\n';
@@ -203,7 +203,7 @@ impl DataDecoder {
                 End
             }
             LF => {
-                sink(self.newline());
+                sink(self.line_end.as_str().as_bytes());
                 self.lf_dot = matches!(before, Dot | BareDot | BareDotCr);
                 if after_cr || self.lf_session {
                     LineStart
@@ -234,7 +234,7 @@ impl DataDecoder {
             self.bare_newline = true;
         }
         if !matches!(self.state, State::LineStart | State::BareLineStart | State::End) {
-            sink(self.newline());
+            sink(self.line_end.as_str().as_bytes());
         }
         self.state = State::End;
     }
@@ -254,19 +254,15 @@ impl DataDecoder {
         self.lf_session
     }
 
-    /// Ends the LF session, because a CR was read elsewhere: in the command between two chunks.
-    pub const fn end_lf_session(&mut self) {
-        self.lf_session = false;
+    /// Sees octets that are no text of a message, such as a command: a CR in them ends the LF session, too.
+    pub fn note_line_end(&mut self, octets: &[u8]) {
+        self.lf_session = self.lf_session && memchr(CR, octets).is_none();
     }
 
     /// Whether the last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows,
     /// then the peer waits for a reply to a message that did not end.
     pub const fn lf_dot_seen(&self) -> bool {
         self.lf_dot
-    }
-
-    const fn newline(&self) -> &'static [u8] {
-        self.line_end.as_str().as_bytes()
     }
 }
 

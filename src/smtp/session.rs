@@ -95,28 +95,11 @@ pub struct Spare {
     names: Vec<String>,
 }
 
-impl Spare {
-    /// How much of each kind is kept.
-    const KEPT_MAX: usize = 128;
+/// How much spare memory of each kind is kept.
+const KEPT_MAX: usize = 128;
 
-    /// Octets of paths that a transaction may keep room for; those of a long list of recipients go back.
-    const KEPT_PATHS_OCTETS_MAX: usize = 4096;
-
-    fn keep(&mut self, mut transaction: Box<Transaction>) {
-        let small = transaction.paths.capacity() <= Self::KEPT_PATHS_OCTETS_MAX;
-        if small && self.transactions.len() < Self::KEPT_MAX {
-            transaction.clear();
-            self.transactions.push(transaction);
-        }
-    }
-
-    fn keep_name(&mut self, mut name: String) {
-        if name.capacity() > 0 && self.names.len() < Self::KEPT_MAX {
-            name.clear();
-            self.names.push(name);
-        }
-    }
-}
+/// Octets of paths that a spare transaction may have room for; those of a long list of recipients go back.
+const KEPT_PATHS_OCTETS_MAX: usize = 4096;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,73 +128,36 @@ pub enum Outcome {
 /// A mail transaction, from MAIL to its end (RFC 5321 3.3).
 #[derive(Debug, Default)]
 pub struct Transaction {
-    /// All paths one behind the other, the reverse-path first.
+    /// All paths with LF between them, which no path has; the reverse-path first.
     paths: String,
-    /// Where each path ends.
-    ends: Vec<u32>,
-    /// RCPT commands that were refused.
-    refused: u32,
+    /// RCPT commands that were accepted.
+    pub recipients: usize,
+    /// Whether a RCPT came, accepted or not.
+    addressed: bool,
     /// Whether addresses may be UTF-8 (RFC 6531).
     smtp_utf8: bool,
     /// The message's id, blank before its data begin.
-    id: MessageId,
-    /// Why the message will be refused at its end.
-    failure: Option<Reply>,
-    /// Octets of the message so far, as they came, and as RFC 1870 counts them.
+    pub id: MessageId,
+    /// Octets of the message so far, as RFC 1870 counts them.
+    pub octets: u64,
+    /// The same as they came.
     came: u64,
-    octets: u64,
+    /// Whether the message has begun; its first chunk may have been empty.
+    begun: bool,
+    /// Why the message will be refused at its end; nothing can come of the transaction any more.
+    failure: Option<Reply>,
     header: HeaderScanner,
 }
 
 impl Transaction {
     /// The reverse-path, empty for the null one.
     pub fn reverse_path(&self) -> &str {
-        self.path(0)
+        self.paths.split('\n').next().unwrap_or_default()
     }
 
     /// The forward-paths that were accepted, in order.
     pub fn forward_paths(&self) -> impl Iterator<Item = &str> {
-        (1..self.ends.len()).map(|index| self.path(index))
-    }
-
-    /// How many recipients were accepted.
-    pub fn recipients(&self) -> usize {
-        self.ends.len().saturating_sub(1)
-    }
-
-    /// Octets of the message so far, as RFC 1870 counts them.
-    pub const fn octets(&self) -> u64 {
-        self.octets
-    }
-
-    /// The message's id, blank before its data begin.
-    pub const fn id(&self) -> &MessageId {
-        &self.id
-    }
-
-    /// Whether nothing can come of it but RSET.
-    const fn is_failed(&self) -> bool {
-        self.failure.is_some()
-    }
-
-    fn path(&self, index: usize) -> &str {
-        let end_of = |index: usize| self.ends.get(index).map_or(0, |&end| end as usize);
-        let start = if index == 0 { 0 } else { end_of(index - 1) };
-        self.paths.get(start..end_of(index)).unwrap_or_default()
-    }
-
-    fn push_path(&mut self, path: &str) {
-        self.paths.push_str(path);
-        self.ends.push(u32::try_from(self.paths.len()).unwrap_or(u32::MAX));
-    }
-
-    fn clear(&mut self) {
-        let Self { paths, ends, refused, smtp_utf8, id, failure, came, octets, header } = self;
-        paths.clear();
-        ends.clear();
-        (*refused, *smtp_utf8, *failure, *came, *octets) = (0, false, None, 0, 0);
-        *id = MessageId::default();
-        *header = HeaderScanner::default();
+        self.paths.split('\n').skip(1)
     }
 }
 
@@ -223,24 +169,17 @@ enum Phase {
     /// The rest of a command line that was too long.
     LongLine,
     /// The text of a message, up to its end.
-    Data(DataDecoder),
+    Data,
     /// Octets of a BDAT chunk (RFC 3030).
     Chunk { left: u64, last: bool, announced: u64 },
-    /// A user name, a password, or both, in base64 (RFC 4954).
-    Login(Login),
+    /// In base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
+    Login { user_name: bool },
     /// Nothing: the message is on its way to the store.
     Delivering,
     /// Nothing before so many replies to LMTP recipients have found room.
     Answering { left: usize, outcome: Outcome },
     /// Nothing any more.
     Closed,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Login {
-    Plain,
-    UserName,
-    Password,
 }
 
 /// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
@@ -253,15 +192,16 @@ pub struct Session {
     hello: Option<Hello>,
     hello_name: String,
     transaction: Option<Box<Transaction>>,
-    /// A message in chunks, once the first BDAT came; the decoder goes on from chunk to chunk.
-    chunks: Option<DataDecoder>,
     transactions: u32,
     logged_in: bool,
-    /// No CR came from this peer yet: a person or a script that ends lines with LF.
-    lf_session: bool,
+    /// Reads the text of messages. It knows whether a CR has come from this peer, also in a command: until then it is a
+    /// person or a script that ends lines with LF.
+    decoder: DataDecoder,
     hint: Option<&'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
     text_may_follow: bool,
+    /// The next action is [`Action::Discard`].
+    discard: bool,
 }
 
 impl Session {
@@ -275,21 +215,18 @@ impl Session {
             hello: None,
             hello_name: String::new(),
             transaction: None,
-            chunks: None,
             transactions: 0,
             logged_in: false,
-            lf_session: !settings.strict,
+            decoder: DataDecoder::new(Framing::Dot, settings.line_end, !settings.strict),
             hint: None,
             text_may_follow: false,
+            discard: false,
         }
     }
 
     /// Writes the greeting (RFC 5321 4.3.1).
     pub fn greet(&self, settings: &Settings, now: SystemTime, replies: &mut Vec<u8>) {
-        let protocol = match self.dialect {
-            Dialect::Smtp => "ESMTP",
-            Dialect::Lmtp => "LMTP",
-        };
+        let protocol = if self.dialect == Dialect::Lmtp { "LMTP" } else { "ESMTP" };
         let _ = write!(replies, "220 {} {protocol} mailchute ready; ", settings.hostname);
         write_date(now, replies);
         replies.extend_from_slice(b"\r\n");
@@ -297,9 +234,7 @@ impl Session {
 
     /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
     pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
-        reply.write(replies);
-        self.hint = self.hint();
-        self.phase = Phase::Closed;
+        self.turn_away(reply).write(replies);
     }
 
     /// The number of this session, as the log names it.
@@ -313,20 +248,14 @@ impl Session {
     }
 
     /// Whether a message is coming in or on its way to the store.
-    pub const fn in_message(&self) -> bool {
-        match self.phase {
-            Phase::Data(_) | Phase::Chunk { .. } | Phase::Delivering | Phase::Answering { .. } => true,
-            Phase::Command | Phase::LongLine | Phase::Login(_) | Phase::Closed => self.chunks.is_some(),
-        }
+    pub fn in_message(&self) -> bool {
+        matches!(self.phase, Phase::Chunk { .. }) || self.transaction().is_some_and(|it| it.begun)
     }
 
     /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
     /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
     pub fn hint(&self) -> Option<&'static str> {
-        match self.phase {
-            Phase::Data(decoder) if decoder.lf_dot_seen() => Some("lf-dot"),
-            _ => self.hint,
-        }
+        if self.decoder.lf_dot_seen() { Some("lf-dot") } else { self.hint }
     }
 
     /// Takes octets from the peer: returns how many it used and what is to be done.
@@ -336,51 +265,50 @@ impl Session {
     pub fn receive(&mut self, input: &[u8], turn: &mut Turn<'_>) -> (usize, Action) {
         let mut used = 0;
         loop {
-            let rest = input.get(used..).unwrap_or_default();
-            if turn.replies.len() + REPLY_OCTETS_MAX > REPLIES_OCTETS_MAX {
-                return (used, Action::Flush);
+            if std::mem::take(&mut self.discard) {
+                return (used, Action::Discard);
             }
-            let (count, action) = match self.phase {
+            let rest = input.get(used..).unwrap_or_default();
+            match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
+                _ if turn.replies.len() + REPLY_OCTETS_MAX > REPLIES_OCTETS_MAX => return (used, Action::Flush),
                 Phase::Delivering => return (used, Action::Deliver),
-                Phase::Answering { left, outcome } => (0, self.answer(left, outcome, turn.spare, turn.replies)),
-                Phase::Chunk { left, last, announced } => self.chunk(rest, left, last, announced, turn),
-                Phase::Data(decoder) if !rest.is_empty() => self.data(rest, decoder, turn),
+                Phase::Answering { left, outcome } => self.answer(left, outcome, turn.spare, turn.replies),
+                Phase::Chunk { left: 0, last, announced } => self.end_chunk(last, announced, turn),
                 _ if rest.is_empty() => return (used, Action::Read),
-                _ => self.line(rest, turn),
-            };
-            used += count;
-            if let Some(action) = action {
-                return (used, action);
+                Phase::Data => used += self.text(rest, turn),
+                Phase::Chunk { left, last, announced } => {
+                    let most = usize::try_from(left).unwrap_or(usize::MAX);
+                    let count = self.text(rest.get(..most).unwrap_or(rest), turn);
+                    self.phase = Phase::Chunk { left: left - count as u64, last, announced };
+                    used += count;
+                }
+                Phase::Command | Phase::LongLine | Phase::Login { .. } => match self.line(rest, turn) {
+                    0 => return (used, Action::Read),
+                    count => used += count,
+                },
             }
         }
     }
 
     /// Hears what became of the message that was given away with [`Action::Deliver`].
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        let left = match (self.dialect, &self.transaction) {
-            (Dialect::Lmtp, Some(transaction)) => transaction.recipients(),
-            _ => 1,
-        };
-        self.phase = Phase::Answering { left, outcome };
+        let lmtp = self.dialect == Dialect::Lmtp;
+        let left = self.transaction().filter(|_| lmtp).map_or(1, |transaction| transaction.recipients);
         self.answer(left, outcome, spare, replies);
     }
 
     /// Forgets the session's own memory, for another session to use again.
     pub fn end(&mut self, spare: &mut Spare) {
         self.end_transaction(spare);
-        spare.keep_name(std::mem::take(&mut self.hello_name));
+        if self.hello_name.capacity() > 0 && spare.names.len() < KEPT_MAX {
+            spare.names.push(std::mem::take(&mut self.hello_name));
+        }
     }
 
     /// Writes as many of the final replies as there is room for.
-    fn answer(
-        &mut self,
-        mut left: usize,
-        outcome: Outcome,
-        spare: &mut Spare,
-        replies: &mut Vec<u8>,
-    ) -> Option<Action> {
-        let id = self.transaction.as_ref().map(|transaction| transaction.id).unwrap_or_default();
+    fn answer(&mut self, mut left: usize, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
+        let id = self.transaction().map(|transaction| transaction.id).unwrap_or_default();
         while left > 0 && replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX {
             left -= 1;
             match outcome {
@@ -390,190 +318,161 @@ impl Session {
                 Outcome::Refused(reply) => reply.write(replies),
             }
         }
-        if left == 0 {
-            self.end_transaction(spare);
-            self.phase = Phase::Command;
-            return None;
-        }
         self.phase = Phase::Answering { left, outcome };
-        Some(Action::Flush)
-    }
-
-    /// One line from the peer: a command, part of a login, or the rest of a line that was too long.
-    fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> (usize, Option<Action>) {
-        let Some(line_feed) = memchr(b'\n', input) else {
-            if matches!(self.phase, Phase::Command) && foreign(input) == Some(Foreign::Tls) {
-                return (input.len(), self.turn_foreign_away(Foreign::Tls, turn.replies));
-            }
-            let long = matches!(self.phase, Phase::LongLine);
-            if !long && input.len() <= COMMAND_LINE_OCTETS_MAX {
-                return (0, Some(Action::Read));
-            }
-            self.note_line_end(input);
-            if long {
-                return (input.len(), None);
-            }
-            self.phase = Phase::LongLine;
-            return (input.len(), self.refuse_line(Reply::LINE_TOO_LONG, input, &[], turn));
-        };
-        let count = line_feed + 1;
-        let (line, rest) = input.split_at(count);
-        self.note_line_end(line);
-        if matches!(self.phase, Phase::LongLine) {
+        if left == 0 {
             self.phase = Phase::Command;
-            return (count, None);
+            self.end_transaction(spare);
         }
-        if count > COMMAND_LINE_OCTETS_MAX {
-            self.phase = Phase::Command;
-            return (count, self.refuse_line(Reply::LINE_TOO_LONG, line, rest, turn));
+    }
+
+    /// One line from the peer: a command, part of a login, or the rest of a line that was too long. Returns how many
+    /// octets it used, 0 where the line has not all come.
+    fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
+        let line_feed = memchr(b'\n', input);
+        let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        self.decoder.note_line_end(line);
+        let after_long = matches!(self.phase, Phase::LongLine);
+        let long = line.len() > COMMAND_LINE_OCTETS_MAX;
+        if after_long || long {
+            self.phase = if line_feed.is_some() { Phase::Command } else { Phase::LongLine };
         }
-        if turn.settings.strict && !line.ends_with(b"\r\n") {
-            return (count, self.refuse_line(Reply::BARE_LINE_FEED, line, rest, turn));
-        }
-        let line = line.strip_suffix(b"\n").unwrap_or(line);
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let action = match self.phase {
-            Phase::Login(login) => self.login(login, line, turn.replies),
-            _ => self.command(line, rest, turn),
+        let reply = match self.phase {
+            _ if after_long => None,
+            _ if long => Some(self.refuse_line(Reply::LINE_TOO_LONG, line, behind, turn)),
+            // TLS has no lines.
+            Phase::Command if foreign(line) == Some(Foreign::Tls) => {
+                Some(self.refuse_line(Reply::UNRECOGNIZED, line, behind, turn))
+            }
+            _ if line_feed.is_none() => return 0,
+            _ if turn.settings.strict && !line.ends_with(b"\r\n") => {
+                Some(self.refuse_line(Reply::BARE_LINE_FEED, line, behind, turn))
+            }
+            Phase::Login { user_name } => Some(self.login(user_name, text)),
+            _ => self.command(text, behind, turn).err(),
         };
-        (count, action)
-    }
-
-    /// The line-end lock: a peer that sent a CR once is no LF session any more.
-    fn note_line_end(&mut self, line: &[u8]) {
-        if self.lf_session && memchr(b'\r', line).is_some() {
-            self.lf_session = false;
+        if let Some(reply) = reply {
+            reply.write(turn.replies);
         }
+        line.len()
     }
 
-    fn turn_away(&mut self, reply: Reply, replies: &mut Vec<u8>) -> Option<Action> {
-        self.close(reply, replies);
-        Some(Action::Close)
+    /// Has the session end with `reply`.
+    const fn turn_away(&mut self, reply: Reply) -> Reply {
+        self.phase = Phase::Closed;
+        reply
     }
 
-    fn turn_foreign_away(&mut self, foreign: Foreign, replies: &mut Vec<u8>) -> Option<Action> {
-        let (reply, hint) = match foreign {
-            Foreign::Http => (Reply::NOT_HTTP, "http"),
-            Foreign::Tls => (Reply::NOT_TLS, "tls-on-plain"),
-            Foreign::ProxyHeader => (Reply::NO_PROXY_HEADER, "proxy-header"),
-        };
-        self.hint = Some(hint);
-        self.turn_away(reply, replies)
-    }
-
-    /// Applies one command. `behind` is what came with it in the same octets.
-    fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
+    /// Applies one command: writes its reply, or returns the one that refuses it. `behind` is what came with the command
+    /// in the same octets.
+    fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let syntax = Syntax { strict: settings.strict };
-        let command = match Command::parse(line, syntax) {
-            Ok(command) => command,
-            Err(reply) => return self.refuse_line(reply, line, behind, turn),
-        };
-        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset | Command::Quit) {
+        let command = Command::parse(line, syntax).map_err(|reply| self.refuse_line(reply, line, behind, turn))?;
+        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset) {
             self.text_may_follow = false;
         }
         if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
-            return self.turn_away(Reply::EARLY_TALK, turn.replies);
+            return Err(self.turn_away(Reply::EARLY_TALK));
         }
         match command {
-            Command::Hello { hello, name } => return self.hello(hello, name, turn),
-            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn),
-            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, turn.replies),
-            Command::Data => return self.begin_data(behind, turn),
-            Command::Bdat { octets, last } => self.phase = Phase::Chunk { left: octets, last, announced: octets },
+            Command::Hello { hello, name } => self.hello(hello, name, turn)?,
+            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn)?,
+            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, turn.replies)?,
+            Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
+            Command::Bdat { octets, last } => {
+                self.phase = Phase::Chunk { left: octets, last, announced: octets };
+                if self.open_transaction().is_ok_and(|transaction| transaction.recipients > 0) {
+                    self.begin_message(Framing::Chunk, turn);
+                }
+            }
             Command::Rset => {
+                self.abort_transaction(turn.spare);
                 Reply::OK.write(turn.replies);
-                return self.abort_transaction(turn.spare);
             }
             Command::Noop => Reply::OK.write(turn.replies),
             Command::Quit => {
                 let _ = write!(turn.replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
                 self.phase = Phase::Closed;
-                return Some(Action::Close);
             }
             Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
-            Command::Expn => Reply::NOT_IMPLEMENTED.write(turn.replies),
-            Command::Help => Reply::HELP.iter().for_each(|line| turn.replies.extend_from_slice(line.as_bytes())),
-            Command::Auth { argument } if settings.accept_any_login => match login(argument, syntax) {
-                Ok((mechanism, initial_response)) => return self.auth(mechanism, initial_response, turn.replies),
-                Err(reply) => reply.write(turn.replies),
-            },
+            Command::Help => turn.replies.extend_from_slice(Reply::HELP.as_bytes()),
+            Command::Auth { argument } if settings.accept_any_login => self.auth(argument, syntax)?.write(turn.replies),
             Command::Auth { .. } => {
                 self.hint = Some("auth-required-by-client");
-                Reply::NOT_IMPLEMENTED.write(turn.replies);
+                return Err(Reply::NOT_IMPLEMENTED);
             }
-            Command::StartTls => Reply::NOT_IMPLEMENTED.write(turn.replies),
+            Command::Expn | Command::StartTls => return Err(Reply::NOT_IMPLEMENTED),
         }
-        None
+        Ok(())
     }
 
     /// Refuses a line that is no command. What a message follows must not be taken for commands: after DATA that is
     /// what stands behind; how much follows a BDAT is not known, so nothing can be heard after it.
-    fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
+    fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], turn: &Turn<'_>) -> Reply {
         if let Some(foreign) = foreign(line) {
-            return self.turn_foreign_away(foreign, turn.replies);
+            let (reply, hint) = match foreign {
+                Foreign::Http => (Reply::NOT_HTTP, "http"),
+                Foreign::Tls => (Reply::NOT_TLS, "tls-on-plain"),
+                Foreign::ProxyHeader => (Reply::NO_PROXY_HEADER, "proxy-header"),
+            };
+            self.hint = Some(hint);
+            return self.turn_away(reply);
         }
         if self.text_may_follow {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS, turn.replies);
+            return self.turn_away(Reply::TEXT_NOT_COMMANDS);
         }
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
-            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply, turn.replies),
+            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply),
             (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, turn),
-            (b"RCPT", Some(transaction)) => transaction.refused = transaction.refused.saturating_add(1),
+            (b"RCPT", Some(transaction)) => transaction.addressed = true,
             _ => {}
         }
-        reply.write(turn.replies);
-        None
+        reply
+    }
+
+    /// Refuses a message whose text may be on its way already: if octets wait behind the command, they are that text.
+    fn refuse_text(&mut self, reply: Reply, behind: &[u8], turn: &Turn<'_>) -> Reply {
+        if turn.more || !behind.is_empty() {
+            return self.turn_away(Reply::TEXT_NOT_COMMANDS);
+        }
+        self.text_may_follow = true;
+        reply
     }
 
     /// Whether other commands may stand behind this one in a group (RFC 2920 3.1; the group must have been offered).
     fn may_be_followed(&self, command: &Command<'_>) -> bool {
         let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
-        let last_in_group = matches!(
-            command,
-            Command::Hello { .. }
-                | Command::Data
-                | Command::Vrfy
-                | Command::Expn
-                | Command::Noop
-                | Command::Quit
-                | Command::Auth { .. }
-        );
-        matches!(command, Command::Bdat { .. }) || offered && !last_in_group
+        match command {
+            Command::Bdat { .. } => true,
+            Command::Mail { .. } | Command::Rcpt { .. } | Command::Rset | Command::Help | Command::StartTls => offered,
+            _ => false,
+        }
     }
 
-    fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Option<Action> {
+    fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let Turn { settings, replies, .. } = turn;
-        let lmtp = self.dialect == Dialect::Lmtp;
-        if lmtp != (hello == Hello::Lhlo) {
+        if (self.dialect == Dialect::Lmtp) != (hello == Hello::Lhlo) {
             // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
-            Reply::UNRECOGNIZED.write(replies);
-            return None;
+            return Err(Reply::UNRECOGNIZED);
         }
-        let aborted = self.abort_transaction(turn.spare);
+        self.abort_transaction(turn.spare);
         self.hello = Some(hello);
         if self.hello_name.capacity() == 0 {
             self.hello_name = turn.spare.names.pop().unwrap_or_default();
         }
         self.hello_name.clear();
         // In a header the name is data of a stranger: what has a meaning there is replaced.
-        let harmless = |character: char| match character {
-            'a'..='z' | 'A'..='Z' | '0'..='9' => character,
-            '.' | '-' | '_' | ':' | '[' | ']' | '~' | '^' | '+' | '=' | '*' | '/' | '!' | '#' | '$' | '%' | '&' => {
-                character
-            }
-            _ => '?',
-        };
-        self.hello_name.extend(name.chars().map(harmless));
+        let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
+        self.hello_name.extend(name.chars().map(|octet| if harmless(octet) { octet } else { '?' }));
         let more = if hello == Hello::Helo { ' ' } else { '-' };
-        let _ = write!(replies, "250{more}{} Hello ", settings.hostname);
-        if !self.hello_name.is_empty() {
-            let _ = write!(replies, "{} ", self.hello_name);
-        }
-        let _ = write!(replies, "({}), pleased to meet you\r\n", self.peer);
+        let blank = if name.is_empty() { "" } else { " " };
+        let (host, name, peer) = (&settings.hostname, &self.hello_name, self.peer);
+        let _ = write!(replies, "250{more}{host} Hello {name}{blank}({peer}), pleased to meet you\r\n");
         if hello == Hello::Helo {
-            return aborted;
+            return Ok(());
         }
         let _ = write!(
             replies,
@@ -588,32 +487,19 @@ impl Session {
             replies.extend_from_slice(b"250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n");
         }
         replies.extend_from_slice(b"250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
-        aborted
+        Ok(())
     }
 
-    fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) {
-        if let Err(reply) = self.check_mail(reverse_path, parameters, turn) {
-            return reply.write(turn.replies);
-        }
-        let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
-        transaction.smtp_utf8 = parameters.smtp_utf8;
-        transaction.push_path(reverse_path.as_str());
-        self.transaction = Some(transaction);
-        self.transactions = self.transactions.saturating_add(1);
-        // Whoever goes on without a login did not insist on one.
-        self.hint = None;
-        let _ = write!(turn.replies, "250 2.1.0 <{}>... Sender ok\r\n", reverse_path.as_str());
-    }
-
-    fn check_mail(&self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &Turn<'_>) -> Result<(), Reply> {
+    fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
+        let path = reverse_path.as_str();
         if self.transaction.is_some() || (settings.strict || self.dialect == Dialect::Lmtp) && self.hello.is_none() {
             return Err(Reply::BAD_SEQUENCE);
         }
         if settings.transactions_max.is_some_and(|most| self.transactions >= most) {
             return Err(Reply::TOO_MANY_TRANSACTIONS);
         }
-        if !parameters.smtp_utf8 && !reverse_path.as_str().is_ascii() {
+        if !parameters.smtp_utf8 && !path.is_ascii() {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
         }
         let size = parameters.size.unwrap_or(0);
@@ -621,281 +507,211 @@ impl Session {
             return Err(Reply::MESSAGE_TOO_LARGE);
         }
         match turn.storage {
-            Storage::Failed => Err(Reply::STORAGE_FAILED),
-            Storage::Ready { room } if room == 0 || size > room => Err(Reply::STORAGE_FULL),
-            Storage::Ready { .. } => Ok(()),
+            Storage::Failed => return Err(Reply::STORAGE_FAILED),
+            Storage::Ready { room } if room == 0 || size > room => return Err(Reply::STORAGE_FULL),
+            Storage::Ready { .. } => {}
         }
+        let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
+        transaction.smtp_utf8 = parameters.smtp_utf8;
+        transaction.paths.push_str(path);
+        self.transaction = Some(transaction);
+        self.transactions = self.transactions.saturating_add(1);
+        // Whoever goes on without a login did not insist on one.
+        self.hint = None;
+        let _ = write!(turn.replies, "250 2.1.0 <{path}>... Sender ok\r\n");
+        Ok(())
     }
 
-    fn rcpt(&mut self, forward_path: &Path<'_>, settings: &Settings, replies: &mut Vec<u8>) {
-        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| self.chunks.is_none() && !it.is_failed())
-        else {
-            return Reply::BAD_SEQUENCE.write(replies);
-        };
+    fn rcpt(&mut self, forward_path: &Path<'_>, settings: &Settings, replies: &mut Vec<u8>) -> Result<(), Reply> {
+        let transaction = self.open_transaction()?;
+        transaction.addressed = true;
         let path = forward_path.as_str();
-        let octets = transaction.paths.len() + path.len();
-        let refusal = if transaction.recipients() >= settings.recipients_max || octets > settings.envelope_octets_max {
-            Some(Reply::TOO_MANY_RECIPIENTS)
-        } else if !transaction.smtp_utf8 && !path.is_ascii() {
-            Some(Reply::UTF8_NOT_ANNOUNCED)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            transaction.refused = transaction.refused.saturating_add(1);
-            return refusal.write(replies);
+        // As many line feeds as recipients stand between the paths.
+        let octets = transaction.paths.len() - transaction.recipients + path.len();
+        if transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max {
+            return Err(Reply::TOO_MANY_RECIPIENTS);
         }
-        transaction.push_path(path);
+        if !transaction.smtp_utf8 && !path.is_ascii() {
+            return Err(Reply::UTF8_NOT_ANNOUNCED);
+        }
+        transaction.paths.push('\n');
+        transaction.paths.push_str(path);
+        transaction.recipients += 1;
         let _ = write!(replies, "250 2.1.5 <{path}>... Recipient ok\r\n");
+        Ok(())
+    }
+
+    /// The transaction, as long as it takes recipients and the start of a message.
+    fn open_transaction(&mut self) -> Result<&mut Transaction, Reply> {
+        let open = |it: &&mut Transaction| !it.begun && it.failure.is_none();
+        self.transaction.as_deref_mut().filter(open).ok_or(Reply::BAD_SEQUENCE)
     }
 
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
-    fn begin_data(&mut self, behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
-        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| self.chunks.is_none() && !it.is_failed())
-        else {
-            return self.refuse_text(Reply::BAD_SEQUENCE, behind, turn);
-        };
-        if transaction.recipients() == 0 {
-            if transaction.refused == 0 || self.dialect == Dialect::Lmtp {
-                return self.refuse_text(Reply::NO_RECIPIENTS, behind, turn);
+    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<(), Reply> {
+        let lmtp = self.dialect == Dialect::Lmtp;
+        let transaction = self.open_transaction()?;
+        if transaction.recipients == 0 {
+            if !transaction.addressed || lmtp {
+                return Err(Reply::NO_RECIPIENTS);
             }
             transaction.failure = Some(Reply::NO_VALID_RECIPIENTS);
         }
-        self.begin_message(turn);
-        self.phase = Phase::Data(DataDecoder::new(Framing::Dot, turn.settings.line_end, self.lf_session));
+        self.begin_message(Framing::Dot, turn);
+        self.phase = Phase::Data;
         Reply::START_MAIL_INPUT.write(turn.replies);
-        None
-    }
-
-    /// Refuses a message whose text may be on its way already: if octets wait behind the command, they are that text.
-    fn refuse_text(&mut self, reply: Reply, behind: &[u8], turn: &mut Turn<'_>) -> Option<Action> {
-        if turn.more || !behind.is_empty() {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS, turn.replies);
-        }
-        reply.write(turn.replies);
-        self.text_may_follow = true;
-        None
+        Ok(())
     }
 
     /// Gives the message its id and writes what stands on top of it.
-    fn begin_message(&mut self, turn: &mut Turn<'_>) {
+    fn begin_message(&mut self, framing: Framing, turn: &mut Turn<'_>) {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
-        let id = turn.ids.next(turn.now);
-        transaction.id = id;
+        transaction.id = turn.ids.next(turn.now);
+        transaction.begun = true;
+        self.decoder = DataDecoder::new(framing, turn.settings.line_end, self.decoder.lf_session());
         self.text_may_follow = false;
         if transaction.failure.is_some() {
             return;
         }
         let line_end = turn.settings.line_end.as_str();
-        let header = &mut *turn.content;
-        let _ = write!(header, "Return-Path: <{}>{line_end}", transaction.reverse_path());
+        let _ = write!(turn.content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
         for forward_path in transaction.forward_paths() {
-            let _ = write!(header, "Delivered-To: {forward_path}{line_end}");
+            let _ = write!(turn.content, "Delivered-To: {forward_path}{line_end}");
         }
-        let only = if transaction.recipients() == 1 { transaction.forward_paths().next() } else { None };
-        let protocol = match (self.dialect, transaction.smtp_utf8, self.hello, self.logged_in) {
-            (Dialect::Lmtp, true, _, true) => "UTF8LMTPA",
-            (Dialect::Lmtp, true, _, false) => "UTF8LMTP",
-            (Dialect::Lmtp, false, _, true) => "LMTPA",
-            (Dialect::Lmtp, false, _, false) => "LMTP",
-            (Dialect::Smtp, true, _, true) => "UTF8SMTPA",
-            (Dialect::Smtp, true, _, false) => "UTF8SMTP",
-            (Dialect::Smtp, false, _, true) => "ESMTPA",
-            (Dialect::Smtp, false, Some(Hello::Ehlo), false) => "ESMTP",
-            (Dialect::Smtp, false, _, false) => "SMTP",
+        let protocol = match (self.dialect, transaction.smtp_utf8) {
+            (Dialect::Lmtp, true) => "UTF8LMTP",
+            (Dialect::Lmtp, false) => "LMTP",
+            (Dialect::Smtp, true) => "UTF8SMTP",
+            (Dialect::Smtp, false) if self.logged_in || self.hello == Some(Hello::Ehlo) => "ESMTP",
+            (Dialect::Smtp, false) => "SMTP",
         };
-        let received = Received {
+        let login = if self.logged_in { "A" } else { "" };
+        Received {
             hello: &self.hello_name,
             peer: self.peer,
             host: &turn.settings.hostname,
-            protocol,
-            id: &id,
-            recipient: only,
+            protocol: format_args!("{protocol}{login}"),
+            id: &transaction.id,
+            recipient: transaction.forward_paths().next().filter(|_| transaction.recipients == 1),
             now: turn.now,
-        };
-        received.write(line_end, header);
+        }
+        .write(line_end, turn.content);
     }
 
-    /// Text of a message, up to its end.
-    fn data(&mut self, input: &[u8], mut decoder: DataDecoder, turn: &mut Turn<'_>) -> (usize, Option<Action>) {
-        let (count, ended) = self.decode(&mut decoder, input, turn.content);
-        self.phase = Phase::Data(decoder);
-        let refused = self.check_message(&decoder, turn.settings);
-        let end = if ended { self.end_message(decoder, turn) } else { None };
-        (count, refused.or(end))
-    }
-
-    /// Runs the decoder; what it gives counts, and is kept unless the message will be refused.
-    fn decode(&mut self, decoder: &mut DataDecoder, input: &[u8], content: &mut Vec<u8>) -> (usize, bool) {
-        let Some(transaction) = self.transaction.as_deref_mut() else {
-            return decoder.decode(input, &mut |_| {});
+    /// Text of a message, as far as it goes, or of a chunk that can't be taken, which is dropped: returns how many
+    /// octets that was. What the decoder gives counts, and is kept unless the message will be refused.
+    fn text(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| it.begun) else {
+            // The line-end lock sees these octets, too.
+            self.decoder.note_line_end(input);
+            return input.len();
         };
-        let Transaction { header, failure, .. } = transaction;
-        let keep = failure.is_none();
-        let (count, ended) = decoder.decode(input, &mut |run| {
-            header.scan(run);
+        let keep = transaction.failure.is_none();
+        let (count, ended) = self.decoder.decode(input, &mut |run| {
+            transaction.header.scan(run);
             if keep {
-                content.extend_from_slice(run);
+                turn.content.extend_from_slice(run);
             }
         });
         transaction.came += count as u64;
-        transaction.octets = transaction.came.saturating_sub(decoder.overhead());
-        self.lf_session = self.lf_session && decoder.lf_session();
-        (count, ended)
+        transaction.octets = transaction.came.saturating_sub(self.decoder.overhead());
+        self.check_message(turn.settings);
+        if ended {
+            self.end_message(turn);
+        }
+        count
     }
 
     /// Decides as early as possible that a message will be refused; what there is of it can be dropped then.
-    fn check_message(&mut self, decoder: &DataDecoder, settings: &Settings) -> Option<Action> {
-        let transaction = self.transaction.as_deref_mut()?;
-        if transaction.failure.is_some() {
-            return None;
-        }
-        transaction.failure = if transaction.octets > settings.message_octets_max {
-            Some(Reply::MESSAGE_TOO_LARGE)
-        } else if transaction.header.is_mail_loop() {
-            Some(Reply::MAIL_LOOP)
-        } else if settings.bare_newline == BareNewline::Reject && decoder.bare_newline_seen() {
-            Some(Reply::BARE_NEWLINE)
-        } else {
-            None
-        };
-        transaction.failure.map(|_| Action::Discard)
+    fn check_message(&mut self, settings: &Settings) {
+        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| it.failure.is_none()) else { return };
+        let reject = settings.bare_newline == BareNewline::Reject;
+        let faults = [
+            (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
+            (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
+            (reject && self.decoder.bare_newline_seen(), Reply::BARE_NEWLINE),
+        ];
+        transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
+        self.discard = transaction.failure.is_some();
     }
 
     /// The end of a message: refuses it, or gives it away.
-    fn end_message(&mut self, mut decoder: DataDecoder, turn: &mut Turn<'_>) -> Option<Action> {
-        self.chunks = None;
-        if let Some(failure) = self.transaction.as_ref().and_then(|transaction| transaction.failure) {
-            self.delivered(Outcome::Refused(failure), turn.spare, turn.replies);
-            return None;
+    fn end_message(&mut self, turn: &mut Turn<'_>) {
+        let failure = |session: &Self| session.transaction().and_then(|transaction| transaction.failure);
+        if failure(self).is_none() {
+            self.decoder.finish(&mut |run| turn.content.extend_from_slice(run));
+            // The last octet of the last chunk may have been a CR.
+            self.check_message(turn.settings);
         }
-        decoder.finish(&mut |run| turn.content.extend_from_slice(run));
-        if turn.settings.bare_newline == BareNewline::Reject && decoder.bare_newline_seen() {
-            // The last octet of the last chunk was a CR.
-            self.delivered(Outcome::Refused(Reply::BARE_NEWLINE), turn.spare, turn.replies);
-            return Some(Action::Discard);
+        match failure(self) {
+            Some(failure) => self.delivered(Outcome::Refused(failure), turn.spare, turn.replies),
+            None => self.phase = Phase::Delivering,
         }
-        self.phase = Phase::Delivering;
-        Some(Action::Deliver)
     }
 
-    /// Octets of a BDAT chunk. Those of a chunk that can't be taken are dropped, and only then answered.
-    fn chunk(
-        &mut self,
-        input: &[u8],
-        left: u64,
-        last: bool,
-        announced: u64,
-        turn: &mut Turn<'_>,
-    ) -> (usize, Option<Action>) {
-        let open = self.transaction.as_ref().is_some_and(|it| it.recipients() > 0 && !it.is_failed());
-        if open && self.chunks.is_none() {
-            self.begin_message(turn);
-            self.chunks = Some(DataDecoder::new(Framing::Chunk, turn.settings.line_end, self.lf_session));
-        }
-        let count = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
-        let octets = input.get(..count).unwrap_or_default();
-        let left = left - count as u64;
-        self.phase = Phase::Chunk { left, last, announced };
-        let Some(mut decoder) = self.chunks else {
-            // The line-end lock sees these octets, too.
-            self.note_line_end(octets);
-            if left > 0 {
-                return (count, Some(Action::Read));
-            }
-            self.phase = Phase::Command;
-            let Some(transaction) = self.transaction.as_deref_mut() else {
-                Reply::BAD_SEQUENCE.write(turn.replies);
-                return (count, None);
-            };
-            // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).
-            transaction.failure.get_or_insert(Reply::NO_RECIPIENTS).write(turn.replies);
-            return (count, None);
-        };
-        if !self.lf_session {
-            decoder.end_lf_session();
-        }
-        self.decode(&mut decoder, octets, turn.content);
-        self.chunks = Some(decoder);
-        if let Some(action) = self.check_message(&decoder, turn.settings) {
-            return (count, Some(action));
-        }
-        if left > 0 {
-            return (count, Some(Action::Read));
-        }
-        if last {
-            return (count, self.end_message(decoder, turn));
-        }
+    /// Answers a BDAT whose octets have come, also where they were dropped.
+    fn end_chunk(&mut self, last: bool, announced: u64, turn: &mut Turn<'_>) {
         self.phase = Phase::Command;
-        match self.transaction.as_ref().and_then(|transaction| transaction.failure) {
-            Some(failure) => failure.write(turn.replies),
-            None => {
+        match self.transaction.as_deref_mut() {
+            None => Reply::BAD_SEQUENCE.write(turn.replies),
+            // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).
+            Some(Transaction { begun: false, failure, .. }) => {
+                failure.get_or_insert(Reply::NO_RECIPIENTS).write(turn.replies);
+            }
+            Some(_) if last => self.end_message(turn),
+            Some(Transaction { failure: Some(failure), .. }) => failure.write(turn.replies),
+            Some(_) => {
                 let _ = write!(turn.replies, "250 2.0.0 {announced} octets received\r\n");
             }
         }
-        (count, None)
     }
 
     /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
-    fn auth(&mut self, mechanism: &str, initial_response: Option<&str>, replies: &mut Vec<u8>) -> Option<Action> {
+    fn auth(&mut self, argument: &str, syntax: Syntax) -> Result<Reply, Reply> {
+        let (mechanism, initial_response) = login(argument, syntax)?;
         if self.logged_in || self.transaction.is_some() {
-            Reply::BAD_SEQUENCE.write(replies);
-            return None;
+            return Err(Reply::BAD_SEQUENCE);
         }
-        let login = if mechanism.eq_ignore_ascii_case("PLAIN") {
-            Login::Plain
-        } else if mechanism.eq_ignore_ascii_case("LOGIN") {
-            Login::UserName
-        } else {
-            Reply::MECHANISM_UNKNOWN.write(replies);
-            return None;
-        };
-        match initial_response {
-            Some(response) => self.login(login, response.as_bytes(), replies),
-            None => {
-                self.challenge(login, replies);
-                None
-            }
+        let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
+        if !user_name && !mechanism.eq_ignore_ascii_case("PLAIN") {
+            return Err(Reply::MECHANISM_UNKNOWN);
         }
+        if let Some(response) = initial_response {
+            return Ok(self.login(user_name, response.as_bytes()));
+        }
+        self.phase = Phase::Login { user_name };
+        Ok(if user_name { Reply::CHALLENGE_USER_NAME } else { Reply::CHALLENGE_EMPTY })
     }
 
-    fn challenge(&mut self, login: Login, replies: &mut Vec<u8>) {
-        self.phase = Phase::Login(login);
-        let challenge = match login {
-            Login::Plain => Reply::CHALLENGE_EMPTY,
-            Login::UserName => Reply::CHALLENGE_USER_NAME,
-            Login::Password => Reply::CHALLENGE_PASSWORD,
-        };
-        challenge.write(replies);
-    }
-
-    fn login(&mut self, login: Login, response: &[u8], replies: &mut Vec<u8>) -> Option<Action> {
+    fn login(&mut self, user_name: bool, response: &[u8]) -> Reply {
         self.phase = Phase::Command;
         if response == b"*" {
-            Reply::LOGIN_CANCELLED.write(replies);
+            Reply::LOGIN_CANCELLED
         } else if !is_base64(response) {
-            Reply::LOGIN_MALFORMED.write(replies);
-        } else if login == Login::UserName {
-            self.challenge(Login::Password, replies);
+            Reply::LOGIN_MALFORMED
+        } else if user_name {
+            self.phase = Phase::Login { user_name: false };
+            Reply::CHALLENGE_PASSWORD
         } else {
             self.logged_in = true;
-            Reply::LOGIN_ACCEPTED.write(replies);
+            Reply::LOGIN_ACCEPTED
         }
-        None
     }
 
     /// Ends a transaction before its time; the chunks that came of its message are to be dropped.
-    fn abort_transaction(&mut self, spare: &mut Spare) -> Option<Action> {
-        let begun = self.chunks.is_some();
+    fn abort_transaction(&mut self, spare: &mut Spare) {
+        self.discard = self.in_message();
         self.end_transaction(spare);
-        begun.then_some(Action::Discard)
     }
 
     fn end_transaction(&mut self, spare: &mut Spare) {
-        self.chunks = None;
-        if let Some(transaction) = self.transaction.take() {
-            spare.keep(transaction);
+        let Some(mut transaction) = self.transaction.take() else { return };
+        let mut paths = std::mem::take(&mut transaction.paths);
+        if paths.capacity() <= KEPT_PATHS_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
+            paths.clear();
+            *transaction = Transaction { paths, ..Transaction::default() };
+            spare.transactions.push(transaction);
         }
     }
 }

@@ -94,7 +94,7 @@ pub struct Received<'a> {
     /// Our own name.
     pub host: &'a str,
     /// The protocol's name: `SMTP`, `ESMTP`, `UTF8SMTP`, `LMTP` and so on.
-    pub protocol: &'a str,
+    pub protocol: fmt::Arguments<'a>,
     /// The message's id.
     pub id: &'a MessageId,
     /// The forward-path, when there is just one: more would tell each of the others.
