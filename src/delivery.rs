@@ -64,9 +64,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often leftovers are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
-/// How long a mailbox that failed while others of the same message did not takes no new mail.
-const FAILED_TIME: Duration = Duration::from_secs(60);
-
 /// Names that are tried for one message.
 const ATTEMPTS_MAX: u32 = 16;
 
