@@ -192,7 +192,6 @@ fn a_directory_that_is_made_again_has_its_name_on_the_disk_before_the_next_250()
 /// What goes wrong between the making of a directory and the next message must not have its name forgotten. Only a failed
 /// flush of that very name can't be made good.
 #[test]
-#[ignore = "who opens the Maildir again forgets what was made the time before"]
 fn a_directory_that_is_made_again_has_its_name_on_the_disk_though_something_fails_meanwhile() {
     for (before, seed) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
         let plain = ModelDisk::new(Ends::Told);

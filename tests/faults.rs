@@ -496,7 +496,6 @@ fn flushes_under_way_are_bounded() {
 }
 
 #[test]
-#[ignore = "a session that waits for room has the server take turns without end"]
 fn sessions_wait_while_as_many_files_are_open_as_may_be() {
     const FILES: usize = 2;
     let (mut world, _) = world_with_flushes(0);
