@@ -411,11 +411,13 @@ impl<F: FileSystem> Store<F> {
         let root = root.map_err(at_root)?;
         let device = self.fs.device(&root).map_err(at_root)?;
         let create = *self.device.get_or_insert(device) == device;
-        let made = main.open(&mut self.fs, &root, create)?;
+        let opened = main.open(&mut self.fs, &root, create);
         if !start {
-            main.root = made.then_some(root);
-            return Ok(());
+            // To be flushed with the next group: one of them may have been made, now or the time before.
+            main.root = Some(root);
+            return opened.map(drop);
         }
+        opened?;
         // Whoever made these directories, and be it a moment ago: from now on their names are durable.
         self.fs.flush_directory(&root).map_err(at_root)?;
         let above = self.fs.open_directory_in(&root, c"..", false);
