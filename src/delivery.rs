@@ -736,7 +736,10 @@ impl<F: FileSystem> Store<F> {
         let name = delivery.name(attempt, place, &self.host);
         delivery.copies[index].place = Place::Nowhere;
         if let Err(error) = remove(&mut self.fs, directory, &name) {
-            error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            // One line for all that follow.
+            if self.litter.is_empty() {
+                error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            }
             if maildir == MAIN_KEY && self.litter.len() < LITTER_MAX {
                 self.litter.push((place, name));
             }
