@@ -149,7 +149,7 @@ impl Disk {
     /// the file system of the mail, as it is that which may be unable. Does nothing with [`SyncMode::Never`].
     ///
     /// # Errors
-    /// Those of the flushes, and what AIO can't do here: then [`fall_back`](Self::fall_back) is to be asked.
+    /// Those of the flushes, and what AIO can't do here: then [`falls_back`](Self::falls_back) says so.
     pub fn prove_flushes(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
         if self.sync == SyncMode::Never || self.flusher.is_some() {
             return Ok(());

@@ -502,7 +502,7 @@ fn sessions_wait_while_as_many_files_are_open_as_may_be() {
     world.server.store().limit_files(FILES);
     // The others are those of the Maildir.
     let others = world.disk.open_descriptors();
-    let text = |number: usize| message(number, if number.is_multiple_of(3) { 70_000 } else { 200 });
+    let text = |number: usize| message(number, if number % 3 == 0 { 70_000 } else { 200 });
     for number in 0..10 {
         world.connect(vec![mail(&text(number)), mail_by(Manner::Chunks, &text(number + 10))]);
     }
