@@ -74,7 +74,7 @@ pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
         }
         for value in values {
             apply(name, &value, &mut config, &mut level)
-                .ok_or_else(|| format!("{source} does not take \"{}\": {help}", value.to_string_lossy()))?;
+                .ok_or_else(|| format!("{source} does not take {:?}: {help}", value.to_string_lossy()))?;
         }
     }
     Ok((config, level))
@@ -93,7 +93,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
             config.listen.push(listen(text, Dialect::Smtp)?);
         }
         "lmtp" => config.listen.push(listen(text, Dialect::Lmtp)?),
-        "maildir" => config.maildir = value.into(),
+        "maildir" if !text.is_empty() => config.maildir = value.into(),
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
         "sync" => config.sync = choice(text, &[("always", SyncMode::Always), ("never", SyncMode::Never)])?,
