@@ -287,7 +287,7 @@ fn random_number() -> u64 {
 /// that does not suffice. Returns how many files may be open at once.
 fn share_descriptors(connections_max: &mut usize) -> usize {
     let mut limit = getrlimit(Resource::Nofile);
-    let wanted = (*connections_max + FILES_MAX + DESCRIPTORS_RESERVED) as u64;
+    let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
     if limit.current.is_some_and(|current| current < wanted) {
         limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
         let _ = setrlimit(Resource::Nofile, limit);
