@@ -18,7 +18,6 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use rustix::rand::GetRandomFlags;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
@@ -275,12 +274,15 @@ fn watch_signals(stopper: &OwnedFd) -> io::Result<()> {
 
 /// 64 bits that no other run has.
 fn random_number() -> u64 {
-    let mut octets = [0; 8];
-    match rustix::rand::getrandom(&mut octets, GetRandomFlags::empty()) {
-        Ok(8) => u64::from_ne_bytes(octets),
-        // What std keys its hash tables with, from wherever it has it.
-        _ => RandomState::new().hash_one(()),
+    #[cfg(target_os = "linux")]
+    {
+        let mut octets = [0; 8];
+        if rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty()) == Ok(8) {
+            return u64::from_ne_bytes(octets);
+        }
     }
+    // What std keys its hash tables with, from wherever it has it.
+    RandomState::new().hash_one(())
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
