@@ -37,6 +37,7 @@
 use std::ffi::CString;
 use std::fmt::Write as _;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -162,7 +163,7 @@ impl<F: FileSystem> Delivery<F> {
     fn name(&self, attempt: u32, place: Place, host: &str) -> Name {
         let mut name = Name::new();
         // It never fails: what finds no room is left out, and there is room.
-        let _ = write!(name, "{}{}.{}", if self.owner == PROBE { PROOF } else { "" }, self.id.seconds(), self.id);
+        let _ = write!(name, "{}.{}", self.id.seconds(), self.id);
         let _ = if attempt > 0 { write!(name, "A{attempt}.{host}") } else { write!(name, ".{host}") };
         let _ = if place == Place::New { write!(name, ",S={}", self.size) } else { Ok(()) };
         name
@@ -205,7 +206,8 @@ pub struct Store<F: FileSystem> {
     /// Names in the main Maildir that could not be removed, to be tried again.
     litter: Vec<(Place, Name)>,
     health: Health,
-    probe: Option<usize>,
+    /// A probe is under way.
+    probing: bool,
     room: u64,
     full: bool,
     checked: Option<Instant>,
@@ -242,7 +244,7 @@ impl<F: FileSystem> Store<F> {
             files_max: FILES_MAX,
             litter: Vec::new(),
             health: Health::Ready,
-            probe: None,
+            probing: false,
             room: u64::MAX,
             full: false,
             checked: None,
@@ -289,17 +291,19 @@ impl<F: FileSystem> Store<F> {
             });
             copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
         }
+        if let Some(failure) = copies.iter().find_map(|copy| copy.failure).filter(|_| !apart) {
+            copies.iter_mut().for_each(|copy| copy.failure = Some(failure));
+        }
         self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, waiting: 0 })
     }
 
     /// Writes octets of a message that is still coming. An error is kept for [`finish`](Self::finish).
     pub fn append(&mut self, key: usize, content: &[u8], now: Now) {
         let Some(delivery) = self.deliveries.get_mut(key).filter(|_| !content.is_empty()) else { return };
-        let count = delivery.copies.len();
         if delivery.size == 0 {
-            (0..count).for_each(|index| self.create(key, index, now));
+            self.copies(key).for_each(|index| self.create(key, index, now));
         }
-        for index in 0..count {
+        for index in self.copies(key) {
             let Some(delivery) = self.deliveries.get_mut(key) else { return };
             let Some(copy) = delivery.copies.get_mut(index).filter(|copy| copy.failure.is_none()) else { continue };
             if let Some(Err(error)) = copy.file.as_mut().map(|file| self.fs.write(file, content)) {
@@ -331,8 +335,7 @@ impl<F: FileSystem> Store<F> {
     /// Removes what is not published yet, as the process is about to end.
     pub fn abort(&mut self) {
         for key in 0..self.deliveries.capacity() {
-            let copies = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-            for index in 0..copies {
+            for index in self.copies(key) {
                 self.unlink(key, index, Place::Tmp);
             }
         }
@@ -477,7 +480,7 @@ impl<F: FileSystem> Store<F> {
     /// Tries a failed disk again, at most once a second: creates, writes and flushes a file, and removes it.
     fn begin_probe(&mut self, now: Now) {
         // The one before may still be under way, if another flush failed meanwhile.
-        let idle = self.probe.is_none() && self.maildirs[MAIN_KEY].flushes == 0;
+        let idle = !self.probing && self.maildirs[MAIN_KEY].flushes == 0;
         if self.health != Health::Failed || !idle || !is_due(&mut self.probed, CHECK_INTERVAL, now) {
             return;
         }
@@ -486,7 +489,7 @@ impl<F: FileSystem> Store<F> {
         }
         self.health = Health::Probing;
         let key = self.begin(MessageIds::new(0, std::process::id()).next(now.wall), PROBE, [MAIN], false, now);
-        self.probe = Some(key);
+        self.probing = true;
         self.finish(key, b"probe\n", now);
         self.advance(false, now);
     }
@@ -600,8 +603,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Moves a message to `new/` of all its mailboxes, where it waits for the flush of their directories.
     fn publish(&mut self, key: usize, now: Now) {
-        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-        for index in 0..count {
+        for index in self.copies(key) {
             if let Err(error) = self.publish_copy(key, index) {
                 self.fail(key, "move to new/", &error, now, |at, _| at == index);
             }
@@ -685,7 +687,7 @@ impl<F: FileSystem> Store<F> {
         }
         self.remove(key);
         if owner == PROBE {
-            self.probe = None;
+            self.probing = false;
             let path = self.maildirs[MAIN_KEY].path.display();
             match (failure, self.health) {
                 (None, Health::Probing) => {
@@ -704,8 +706,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Forgets a message, with the names that it has.
     fn remove(&mut self, key: usize) {
-        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-        for index in 0..count {
+        for index in self.copies(key) {
             self.unlink(key, index, Place::New);
         }
         let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
@@ -718,6 +719,11 @@ impl<F: FileSystem> Store<F> {
             }
         }
         self.spare.push(delivery.copies);
+    }
+
+    /// The places of a message's copies.
+    fn copies(&self, key: usize) -> Range<usize> {
+        0..self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len())
     }
 
     /// Removes the name of a copy, where it has come as far as `until` at most.
@@ -762,8 +768,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Refuses the copies that were hit, or all where they belong together; their names are removed.
     fn refuse(&mut self, key: usize, reply: Reply, hit: impl Fn(usize, &Copy<F>) -> bool) {
-        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-        for index in 0..count {
+        for index in self.copies(key) {
             let Some(delivery) = self.deliveries.get_mut(key) else { return };
             if !delivery.apart || hit(index, &delivery.copies[index]) {
                 delivery.copies[index].failure.get_or_insert(reply);

@@ -327,6 +327,24 @@ impl ModelDisk {
     }
 }
 
+impl ModelDisk {
+    /// Gives a file another name; the number of that change.
+    fn add_name(&self, kind: Kind, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<u64> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(kind, text(new_name))?;
+        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        if machine.names(to.inode).gone {
+            return Err(Errno::NOENT.into());
+        }
+        if machine.names(to.inode).seen.contains_key(text(new_name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let number = machine.next_change();
+        machine.change(to.inode, number, text(new_name), Some(inode));
+        Ok(number)
+    }
+}
+
 impl FileSystem for ModelDisk {
     type File = Handle;
     type Directory = Handle;
@@ -384,34 +402,13 @@ impl FileSystem for ModelDisk {
     }
 
     fn rename(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
-        let mut machine = self.0.borrow_mut();
-        machine.operation(Kind::Rename, text(new_name))?;
-        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
-        if machine.names(to.inode).gone {
-            return Err(Errno::NOENT.into());
-        }
-        if machine.names(to.inode).seen.contains_key(text(new_name)) {
-            return Err(Errno::EXIST.into());
-        }
-        let number = machine.next_change();
-        machine.change(to.inode, number, text(new_name), Some(inode));
-        machine.change(from.inode, number, text(name), None);
+        let number = self.add_name(Kind::Rename, from, name, to, new_name)?;
+        self.0.borrow_mut().change(from.inode, number, text(name), None);
         Ok(())
     }
 
     fn link(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
-        let mut machine = self.0.borrow_mut();
-        machine.operation(Kind::Link, text(new_name))?;
-        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
-        if machine.names(to.inode).gone {
-            return Err(Errno::NOENT.into());
-        }
-        if machine.names(to.inode).seen.contains_key(text(new_name)) {
-            return Err(Errno::EXIST.into());
-        }
-        let number = machine.next_change();
-        machine.change(to.inode, number, text(new_name), Some(inode));
-        Ok(())
+        self.add_name(Kind::Link, from, name, to, new_name).map(drop)
     }
 
     fn remove(&mut self, directory: &Handle, name: &CStr) -> io::Result<()> {
