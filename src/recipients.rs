@@ -192,11 +192,12 @@ impl Recipients {
             if let Some((_, domain)) = key.rsplit_once('@') {
                 self.domains.insert(domain.to_owned());
             }
-            match value.split_once([' ', '\t']).unwrap_or((value, "")) {
+            let (word, rest) = value.split_at(value.find([' ', '\t']).unwrap_or(value.len()));
+            match (word, rest.trim_start()) {
                 ("reject", "") => drop(self.rules.insert(key, Rule::Reject)),
                 ("discard", "") => drop(self.rules.insert(key, Rule::Destinations(Vec::new()))),
                 ("reply", reply) => {
-                    let rule = reply_rule(reply.trim()).ok_or_else(|| {
+                    let rule = reply_rule(reply).ok_or_else(|| {
                         (line, column(reply), "a reply is as `452 4.2.2 Mailbox full`, perhaps with `for 3`".to_owned())
                     })?;
                     self.rules.insert(key, rule);
