@@ -469,8 +469,9 @@ impl<F: FileSystem> Store<F> {
         let device = self.fs.device(&root).map_err(at_root)?;
         let create = *self.device.get_or_insert(device) == device;
         let main = &mut self.maildirs[MAIN_KEY];
-        let made = main.open(&mut self.fs, &root, create)?;
+        let opened = main.open(&mut self.fs, &root, create);
         if start {
+            opened?;
             // Whoever made these directories, and be it a moment ago: from now on their names are durable. We may not even
             // read what is above one that we found.
             let found =
@@ -478,8 +479,9 @@ impl<F: FileSystem> Store<F> {
             let flushed = self.fs.flush_directory(&root).and(if above.is_empty() { Ok(()) } else { found });
             return flushed.map_err(at_root);
         }
-        main.above.extend(made.then_some(root));
-        Ok(())
+        // To be flushed with the next group: something may have been made in it, now or the time before.
+        main.above = vec![root];
+        opened.map(drop)
     }
 
     /// Has destinations that begin with `//` be below `path`, which is made where it is missing, and with `create` all of
@@ -535,7 +537,8 @@ impl<F: FileSystem> Store<F> {
         let (path, root) = self.open_root(destination, self.create, &mut above)?;
         let mut maildir = Maildir { users: 1, ..Maildir::new(destination, path) };
         let made = maildir.open(&mut self.fs, &root, true)?;
-        above.extend(made.then_some(root));
+        // Also what was made the time before, when something failed.
+        above.extend(Some(root).filter(|_| made || self.create));
         maildir.above = above;
         Ok(self.maildirs.insert(maildir))
     }
@@ -899,7 +902,10 @@ impl<F: FileSystem> Store<F> {
         let name = delivery.name(attempt, place, &self.host);
         delivery.copies[index].place = Place::Nowhere;
         if let Err(error) = remove(&mut self.fs, directory, &name) {
-            error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            // One line for all that follow.
+            if self.litter.is_empty() {
+                error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            }
             if maildir == MAIN_KEY && self.litter.len() < LITTER_MAX {
                 self.litter.push((place, name));
             }

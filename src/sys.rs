@@ -189,14 +189,17 @@ mod linux {
             };
             let count = usize::try_from(count).unwrap_or(0);
             self.in_flight = self.in_flight.saturating_sub(count);
-            self.ended.extend(events.iter().take(count).map(|event| match i32::try_from(event.result) {
-                Ok(0..) => (event.data, Ok(())),
-                errno => (event.data, Err(io::Error::from_raw_os_error(errno.map_or(libc::EIO, i32::wrapping_neg)))),
-            }));
+            self.ended.extend(events.iter().take(count).map(|event| (event.data, result_of(event.result))));
             // An end that comes from now on brings an edge of its own.
             self.drained = (1..BATCH).contains(&count);
             count > 0
         }
+    }
+
+    /// What the result of an event says: an error is its number, below 0.
+    pub(super) fn result_of(event: i64) -> io::Result<()> {
+        let errno = i32::try_from(event.wrapping_neg()).unwrap_or(libc::EIO);
+        if errno > 0 { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
     }
 
     impl Drop for Flusher {
