@@ -5,8 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
+use crate::maildir::Keep;
 use crate::smtp::data::{BareNewline, LineEnd};
 use crate::smtp::session::{Dialect, Settings};
 
@@ -58,8 +61,22 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// The Maildir that takes all mail; made where it is missing.
     pub maildir: PathBuf,
+    /// Domains that mail is accepted for, `*.example.org` for all below one; none for all.
+    pub domains: Vec<String>,
+    /// Where each recipient has a Maildir of its own: `domain/local-part`, or `local-part` where there is one domain.
+    pub mailboxes: Option<PathBuf>,
+    /// Whether Maildirs of recipients are made where they are missing.
+    pub create_mailboxes: bool,
+    /// A table of recipients.
+    pub recipients: Option<PathBuf>,
+    /// What stands between a mailbox's name and a tag in a local part.
+    pub subaddress_delimiter: Option<char>,
+    /// Networks of those who may send; without any, and without domains or a table, those that are not public.
+    pub allow_from: Vec<IpNet>,
     /// Whether a final reply waits for the disk.
     pub sync: SyncMode,
+    /// How much mail stays in each Maildir.
+    pub keep: Keep,
     /// Space that is left free.
     pub min_free: MinFree,
     /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
@@ -80,7 +97,14 @@ impl Default for Config {
         Self {
             listen: [(Ipv4Addr::LOCALHOST, 2525).into(), (Ipv6Addr::LOCALHOST, 2525).into()].map(usual).into(),
             maildir: PathBuf::from("Maildir"),
+            domains: Vec::new(),
+            mailboxes: None,
+            create_mailboxes: false,
+            recipients: None,
+            subaddress_delimiter: Some('+'),
+            allow_from: Vec::new(),
             sync: SyncMode::Always,
+            keep: Keep::default(),
             min_free: MinFree::Usual,
             grace: Duration::from_secs(8),
             timeout: Duration::from_secs(300),
@@ -100,6 +124,30 @@ impl Default for Config {
         }
     }
 }
+
+impl Config {
+    /// Whose connections are taken: where nothing says for whom mail is, only those that are not public, lest a server
+    /// that takes all be flooded from the Internet. None for all.
+    pub(crate) fn networks(&self) -> Vec<IpNet> {
+        if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
+            return self.allow_from.clone();
+        }
+        PRIVATE_NETWORKS.iter().filter_map(|network| network.parse().ok()).collect()
+    }
+}
+
+/// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
+const PRIVATE_NETWORKS: [&str; 9] = [
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "169.254.0.0/16",
+    "100.64.0.0/10",
+    "::1/128",
+    "fe80::/10",
+    "fc00::/7",
+];
 
 /// The system's own name; `localhost` where it has none that could stand in a greeting.
 fn system_hostname() -> String {

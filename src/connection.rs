@@ -4,11 +4,11 @@ use std::io::{self, Read, Write};
 use std::time::Instant;
 
 use crate::config::SMALL_OCTETS;
-use crate::delivery::{MAIN, Now, Store};
+use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
 use crate::pool::BufferPool;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::Session;
+use crate::smtp::session::{Session, Transaction};
 
 /// A stream of octets to a peer that never blocks.
 pub trait Transport: Read + Write {}
@@ -93,8 +93,12 @@ impl<T: Transport> Connection<T> {
 
     /// The message's key in the store, which it gets when it first needs one.
     pub(crate) fn delivery<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) -> usize {
-        let id = || self.session.transaction().map(|transaction| transaction.id).unwrap_or_default();
-        *self.delivery.get_or_insert_with(|| store.begin(id(), key, [MAIN], false, now))
+        *self.delivery.get_or_insert_with(|| {
+            let transaction = self.session.transaction();
+            let id = transaction.map(|transaction| transaction.id).unwrap_or_default();
+            let destinations = transaction.into_iter().flat_map(Transaction::destinations);
+            store.begin(id, key, destinations, self.session.is_lmtp(), now)
+        })
     }
 
     /// Says `reply`, to end when it is sent.

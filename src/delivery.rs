@@ -2,22 +2,21 @@
 //!
 //! # Why this order
 //!
-//! 1. Create under `tmp/`, in all mailboxes, write, flush the file. 2. Only then move it to `new/`. 3. Flush the
+//! 1. Create under `tmp/` of all mailboxes, write, flush the file. 2. Only then move it to `new/`. 3. Flush the
 //!    directories, once for all that were moved. 4. Only then say so.
 //!
-//! A reader of `new/` sees a name only after its octets are on stable storage, so whatever a crash leaves there is whole.
-//! Moving first would be wrong: file systems that allocate late (ext4, XFS, btrfs, f2fs) may write the name before the
-//! octets, and a crash then leaves an empty file. The move itself is durable only after the directory's flush:
+//! A reader of `new/` sees a name only after its octets are on stable storage. Moving first would be wrong: file systems
+//! that allocate late (ext4, XFS, btrfs, f2fs) may write the name before the octets, and a crash then leaves an empty
+//! file. The move itself is durable only after the directory's flush:
 //!
-//! * *ext4*: the flush of the file commits the name in `tmp/`, not the later move; the flush of `new/` commits the
-//!   transaction that holds the move. Its repair on replacing a file by renaming does not apply, as names are new.
+//! * *ext4*: the file's flush commits the name in `tmp/`, not the later move; that of `new/` the transaction with the
+//!   move. Its repair on replacing a file by renaming does not apply, as names are new.
 //! * *f2fs*: by default a file's flush lets directory entries lag; the directory's flush forces a checkpoint.
-//! * *UBIFS*: both flushes empty the write buffer; room may turn out to be missing at the write, at the flush or at
-//!   the move, and each is checked.
+//! * *UBIFS*: both flushes empty the write buffer; room may turn out to be missing at any step, and each is checked.
 //! * *overlayfs*: both flushes go to the upper layer, which holds all three directories, so moves stay inside it.
 //! * *btrfs*: the flush of a file logs it under its first name; the directory's flush logs the move.
-//! * *NFS*: the flush commits to the server; the move is a synchronous call there, and the directory's flush costs
-//!   nothing. A lost reply to a link is recognised by the file itself.
+//! * *NFS*: the flush commits to the server, the move is a synchronous call. A lost reply to a link is recognised by the
+//!   file itself.
 //!
 //! `cur/` is flushed with `new/`: where metadata are not written in order, a reader that moves a message on before our
 //! flush could else leave neither name on the disk.
@@ -45,7 +44,7 @@ use log::{Level, error, info, log, warn};
 use slab::Slab;
 
 use crate::fs::{Disk, FileSystem, Flush, Ticket};
-use crate::maildir::{Directories, Maildir, Name, PROOF, PathError, Sweep, name_host};
+use crate::maildir::{Directories, Keep, Maildir, Name, PROOF, PathError, Sweep, Swept, name_host};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Outcome, Storage};
 use crate::smtp::trace::{MessageId, MessageIds};
@@ -64,6 +63,16 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often leftovers are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// How long sweeps are apart at least, and how much longer for each message that the last one found.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
+const SWEEP_PAUSE_OF_ONE: Duration = Duration::from_micros(100);
+
+/// Maildirs that wait to be looked through; more wait for their next message.
+const UNSWEPT_MAX: usize = 1024;
+
+/// How long a mailbox that failed while others of the same message did not takes no new mail.
+const FAILED_TIME: Duration = Duration::from_secs(60);
 
 /// Names that are tried for one message.
 const ATTEMPTS_MAX: u32 = 16;
@@ -188,6 +197,9 @@ pub struct Store<F: FileSystem> {
     own: String,
     /// The file system that held the main Maildir at the start.
     device: Option<u64>,
+    /// Where mailboxes are, on which file system, and whether they are made.
+    mailboxes: Option<(PathBuf, u64)>,
+    create: bool,
     min_free: MinFree,
     /// Those that are open; the main one always is among them.
     maildirs: Slab<Maildir<F>>,
@@ -197,6 +209,8 @@ pub struct Store<F: FileSystem> {
     /// Maildirs to which messages were moved and whose flush has not begun.
     touched: Vec<usize>,
     outcomes: Vec<(usize, Outcome)>,
+    /// Destinations that failed while others of the same message did not, and until when they take nothing.
+    failed: Vec<(String, Instant)>,
     /// Emptied lists, kept for their memory.
     spare: Vec<Vec<Copy<F>>>,
     flushes: usize,
@@ -213,8 +227,13 @@ pub struct Store<F: FileSystem> {
     checked: Option<Instant>,
     probed: Option<Instant>,
     complained: Option<Instant>,
+    keep: Keep,
     sweep: Option<Sweep<F>>,
-    next_sweep: Option<Instant>,
+    /// When the next sweep is due, and before when there is none.
+    next_sweep: Instant,
+    sweep_from: Instant,
+    /// Destinations that mail came to since they were looked through.
+    unswept: Vec<String>,
 }
 
 impl<F: FileSystem> Store<F> {
@@ -225,6 +244,7 @@ impl<F: FileSystem> Store<F> {
     /// # Errors
     /// Any error of opening or making a directory, with the path that it speaks of.
     pub fn open(fs: F, path: &Path, hostname: &str, random: u64, min_free: MinFree) -> Result<Self, PathError> {
+        let now = Instant::now();
         let mut maildirs = Slab::new();
         maildirs.insert(Maildir { users: 1, ..Maildir::new(MAIN, path.to_owned()) });
         let mut store = Self {
@@ -232,12 +252,15 @@ impl<F: FileSystem> Store<F> {
             host: name_host(hostname),
             own: format!("R{random:016x}"),
             device: None,
+            mailboxes: None,
+            create: false,
             min_free,
             maildirs,
             deliveries: Slab::new(),
             written: Vec::new(),
             touched: Vec::new(),
             outcomes: Vec::new(),
+            failed: Vec::new(),
             spare: Vec::new(),
             flushes: 0,
             files: 0,
@@ -250,8 +273,11 @@ impl<F: FileSystem> Store<F> {
             checked: None,
             probed: None,
             complained: None,
+            keep: Keep::default(),
             sweep: None,
-            next_sweep: None,
+            next_sweep: now,
+            sweep_from: now,
+            unswept: Vec::new(),
         };
         store.open_main(true)?;
         Ok(store)
@@ -287,6 +313,9 @@ impl<F: FileSystem> Store<F> {
             let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
             let maildir = opened.unwrap_or_else(|(path, error)| {
                 complain(&mut self.complained, &path, "open", &error, now);
+                if !apart && destination != MAIN {
+                    self.failed.push((destination.to_owned(), now.instant + FAILED_TIME));
+                }
                 usize::MAX
             });
             copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
@@ -380,22 +409,54 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// How long until leftovers are to be looked for; none while there is something to do at once.
-    pub fn next_sweep(&self, now: Instant) -> Duration {
-        self.next_sweep
-            .filter(|_| self.sweep.is_none())
-            .map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
+    /// Has mail removed from the Maildirs that is more than `keep` says.
+    pub const fn keep(&mut self, keep: Keep) {
+        self.keep = keep;
     }
 
-    /// Removes files in `tmp/` that nobody has written to for 36 hours: at start and once a day, a bounded number of
-    /// names at a time.
+    /// How long until Maildirs are to be looked through; none while there is something to do at once.
+    pub fn next_sweep(&self, now: Instant) -> Duration {
+        if self.sweep.is_some() { Duration::ZERO } else { self.next_sweep.saturating_duration_since(now) }
+    }
+
+    /// Removes files in `tmp/` that nobody has written to for 36 hours, and mail that is more than is to be kept: a
+    /// bounded number of names at a time. The main Maildir is looked through at the start and once a day, and where mail
+    /// is not kept for ever each one soon after mail came.
     pub fn sweep(&mut self, now: Now) {
-        if self.next_sweep(now.instant).is_zero() {
-            self.next_sweep = Some(now.instant + SWEEP_INTERVAL);
-            let main = &self.maildirs[MAIN_KEY];
-            match Sweep::step(self.sweep.take(), &mut self.fs, main, &self.own, now.wall) {
-                Ok(sweep) => self.sweep = sweep,
-                Err(error) => complain(&mut self.complained, &main.path, "looking for leftovers", &error, now),
+        if !self.next_sweep(now.instant).is_zero() {
+            return;
+        }
+        let Some(mut sweep) = self.sweep.take() else {
+            let destination = self.unswept.pop().unwrap_or_default();
+            self.next_sweep = now.instant + SWEEP_INTERVAL;
+            let begun = self.open_destination(&destination).and_then(|key| {
+                Sweep::begin(&mut self.fs, key, &self.maildirs[key]).map_err(|error| {
+                    self.release(key);
+                    (PathBuf::from(&destination), error)
+                })
+            });
+            match begun {
+                Ok(sweep) => self.sweep = Some(sweep),
+                Err((path, error)) => complain(&mut self.complained, &path, "looking for leftovers", &error, now),
+            }
+            return;
+        };
+        let key = sweep.maildir;
+        let unsafe_from =
+            self.deliveries.iter().map(|(_, delivery)| delivery.id.seconds()).min().unwrap_or(u64::MAX >> 1);
+        let swept = Swept { own: &self.own, keep: self.keep, now: now.wall, unsafe_from };
+        match sweep.step(&mut self.fs, &self.maildirs[key], &swept) {
+            Ok(true) => self.sweep = Some(sweep),
+            ended => {
+                if let Err(error) = ended {
+                    complain(&mut self.complained, &self.maildirs[key].path, "looking for leftovers", &error, now);
+                }
+                // A large Maildir is not looked through all the time.
+                self.sweep_from = now.instant + SWEEP_PAUSE + SWEEP_PAUSE_OF_ONE * sweep.messages() as u32;
+                if !self.unswept.is_empty() {
+                    self.next_sweep = self.sweep_from;
+                }
+                self.release(key);
             }
         }
     }
@@ -403,31 +464,66 @@ impl<F: FileSystem> Store<F> {
     /// Opens the main Maildir. It is made only at the start, and what it lacks only where it was then: if it vanishes
     /// later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
     fn open_main(&mut self, start: bool) -> Result<(), PathError> {
-        let main = &mut self.maildirs[MAIN_KEY];
-        let path = main.path.clone();
+        let mut above = Vec::new();
+        let (path, root) = self.open_root(MAIN, start, &mut above)?;
         let at_root = |error| (path.clone(), error);
-        let mut root = self.fs.open_directory(&path, false);
-        let missing = start && root.is_err();
-        if missing {
-            root = self.fs.open_directory(&path, true);
-        }
-        let root = root.map_err(at_root)?;
         let device = self.fs.device(&root).map_err(at_root)?;
         let create = *self.device.get_or_insert(device) == device;
+        let main = &mut self.maildirs[MAIN_KEY];
         let opened = main.open(&mut self.fs, &root, create);
-        if !start {
-            // To be flushed with the next group: one of them may have been made, now or the time before.
-            main.root = Some(root);
-            return opened.map(drop);
+        if start {
+            opened?;
+            // Whoever made these directories, and be it a moment ago: from now on their names are durable. We may not even
+            // read what is above one that we found.
+            let found =
+                self.fs.open_directory_in(&root, c"..", false).and_then(|above| self.fs.flush_directory(&above));
+            let flushed = self.fs.flush_directory(&root).and(if above.is_empty() { Ok(()) } else { found });
+            return flushed.map_err(at_root);
         }
-        opened?;
-        // Whoever made these directories, and be it a moment ago: from now on their names are durable.
-        self.fs.flush_directory(&root).map_err(at_root)?;
-        let above = self.fs.open_directory_in(&root, c"..", false);
-        match above.and_then(|above| self.fs.flush_directory(&above)) {
-            Err(error) if missing => Err(at_root(error)),
-            // We may not even read what is above a directory that we found.
-            _ => Ok(()),
+        // To be flushed with the next group: something may have been made in it, now or the time before.
+        main.above = vec![root];
+        opened.map(drop)
+    }
+
+    /// Has destinations that begin with `//` be below `path`, which is made where it is missing, and with `create` all of
+    /// them be made where they are. Another file system in its place later is none: a card may have been pulled.
+    ///
+    /// # Errors
+    /// Those of opening or making it.
+    pub fn serve_mailboxes(&mut self, path: Option<&Path>, create: bool) -> Result<(), PathError> {
+        self.create = create;
+        let Some(path) = path else { return Ok(()) };
+        let at_path = |error| (path.to_owned(), error);
+        let directory = self.fs.open_directory(path, true).map_err(at_path)?;
+        self.mailboxes = Some((path.to_owned(), self.fs.device(&directory).map_err(at_path)?));
+        Ok(())
+    }
+
+    /// Whether mail for a destination is taken: its Maildir is there, or may be made.
+    ///
+    /// # Errors
+    /// 550 where it is not there, 452 for a while after it failed, 451 where that can't be found out.
+    pub fn accepts(&mut self, destination: &str, create: bool, now: Now) -> Result<(), Reply> {
+        self.failed.retain(|(_, until)| *until > now.instant);
+        if self.failed.iter().any(|(failed, _)| failed == destination) {
+            return Err(Reply::MAILBOX_FAILED);
+        }
+        if self.maildirs.iter().any(|(_, maildir)| maildir.destination == destination) {
+            return Ok(());
+        }
+        match self.open_root(destination, false, &mut Vec::new()) {
+            Ok(_) => Ok(()),
+            Err((_, error)) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                if create {
+                    Ok(())
+                } else {
+                    Err(Reply::NO_SUCH_MAILBOX)
+                }
+            }
+            Err((path, error)) => {
+                complain(&mut self.complained, &path, "open", &error, now);
+                Err(Reply::STORAGE_FAILED)
+            }
         }
     }
 
@@ -438,10 +534,57 @@ impl<F: FileSystem> Store<F> {
             maildir.users += 1;
             return Ok(key);
         }
-        let mut maildir = Maildir { users: 1, ..Maildir::new(destination, PathBuf::from(destination)) };
-        let root = self.fs.open_directory(&maildir.path, false).map_err(|error| (maildir.path.clone(), error))?;
-        maildir.root = maildir.open(&mut self.fs, &root, true)?.then_some(root);
+        let mut above = Vec::new();
+        let (path, root) = self.open_root(destination, self.create, &mut above)?;
+        let mut maildir = Maildir { users: 1, ..Maildir::new(destination, path) };
+        let made = maildir.open(&mut self.fs, &root, true)?;
+        // Also what was made the time before, when something failed.
+        above.extend(Some(root).filter(|_| made || self.create));
+        maildir.above = above;
         Ok(self.maildirs.insert(maildir))
+    }
+
+    /// Opens the directory that a destination names, and with `create` makes what of it is missing; then `above` holds
+    /// what it was made in.
+    fn open_root(
+        &mut self,
+        destination: &str,
+        create: bool,
+        above: &mut Vec<F::Directory>,
+    ) -> Result<(PathBuf, F::Directory), PathError> {
+        let (base, below) = destination.split_once("//").unwrap_or((destination, ""));
+        let (base, device) = match &self.mailboxes {
+            _ if destination == MAIN => (self.maildirs[MAIN_KEY].path.clone(), None),
+            Some((path, device)) if base.is_empty() => (path.clone(), Some(*device)),
+            _ => (PathBuf::from(base), None),
+        };
+        let path = base.join(below);
+        let at_path = |error| (path.clone(), error);
+        let is_missing = |found: &io::Result<F::Directory>| {
+            create && found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let mut found = self.fs.open_directory(&base, false);
+        if below.is_empty() && is_missing(&found) {
+            found = self.fs.open_directory(&base, true);
+            let made_in = found.as_ref().ok().map(|made| self.fs.open_directory_in(made, c"..", false));
+            above.extend(made_in.transpose().map_err(at_path)?);
+        }
+        let mut directory = found.map_err(at_path)?;
+        if device.is_some() && self.fs.device(&directory).ok() != device {
+            return Err(at_path(io::Error::other("another file system is in its place")));
+        }
+        for text in below.split('/').filter(|name| !name.is_empty()) {
+            let mut name = Name::new();
+            let _ = name.write_str(text);
+            let found = self.fs.open_directory_in(&directory, name.as_c_str(), false);
+            if is_missing(&found) {
+                let made = self.fs.open_directory_in(&directory, name.as_c_str(), true).map_err(at_path)?;
+                above.push(std::mem::replace(&mut directory, made));
+            } else {
+                directory = found.map_err(at_path)?;
+            }
+        }
+        Ok((path, directory))
     }
 
     /// Asks for room, and whether the directories are still where they were.
@@ -560,7 +703,7 @@ impl<F: FileSystem> Store<F> {
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
             let ticket = DIRECTORY_TICKET | (key as Ticket) << DIRECTORY_SHIFT;
             for (directory, ticket) in
-                [&directories.new, &directories.cur].into_iter().chain(&maildir.root).zip(ticket..)
+                [&directories.new, &directories.cur].into_iter().chain(&maildir.above).zip(ticket..)
             {
                 self.fs.begin_flush(Flush::Directory(directory), ticket);
                 maildir.flushes += 1;
@@ -666,7 +809,7 @@ impl<F: FileSystem> Store<F> {
         }
         let Some(maildir) = self.maildirs.get_mut(key) else { return };
         maildir.flushing = group;
-        maildir.root = None;
+        maildir.above.clear();
         self.touched.push(key);
         if failure.is_some() {
             // What a descriptor reported once it does not report again.
@@ -682,8 +825,21 @@ impl<F: FileSystem> Store<F> {
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
         let (owner, failure) = (delivery.owner, delivery.failure());
         if owner != PROBE {
-            delivery.copies.iter_mut().for_each(|copy| copy.place = Place::Nowhere);
+            for copy in &mut delivery.copies {
+                copy.place = Place::Nowhere;
+                let Some(maildir) = self.maildirs.get(copy.maildir).filter(|_| self.keep != Keep::default()) else {
+                    continue;
+                };
+                if !self.unswept.contains(&maildir.destination) && self.unswept.len() < UNSWEPT_MAX {
+                    self.unswept.push(maildir.destination.clone());
+                }
+                self.next_sweep = self.next_sweep.min(self.sweep_from);
+            }
             self.outcomes.push((owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
+            // Told before, as the last is taken first.
+            let missing = delivery.copies.iter().enumerate().filter_map(|(index, copy)| Some((index, copy.failure?)));
+            let missing = missing.filter(|_| failure.is_none());
+            self.outcomes.extend(missing.map(|(index, reply)| (owner, Outcome::Missing(index, reply))));
         }
         self.remove(key);
         if owner == PROBE {
@@ -712,11 +868,7 @@ impl<F: FileSystem> Store<F> {
         let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
         for copy in delivery.copies.drain(..) {
             self.files -= usize::from(copy.file.is_some());
-            let Some(maildir) = self.maildirs.get_mut(copy.maildir) else { continue };
-            maildir.users -= 1;
-            if maildir.users == 0 {
-                self.maildirs.remove(copy.maildir);
-            }
+            self.release(copy.maildir);
         }
         self.spare.push(delivery.copies);
     }
@@ -724,6 +876,15 @@ impl<F: FileSystem> Store<F> {
     /// The places of a message's copies.
     fn copies(&self, key: usize) -> Range<usize> {
         0..self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len())
+    }
+
+    /// Closes a Maildir that nothing is on its way into any more.
+    fn release(&mut self, key: usize) {
+        let Some(maildir) = self.maildirs.get_mut(key) else { return };
+        maildir.users -= 1;
+        if maildir.users == 0 {
+            self.maildirs.remove(key);
+        }
     }
 
     /// Removes the name of a copy, where it has come as far as `until` at most.
@@ -754,10 +915,14 @@ impl<F: FileSystem> Store<F> {
 
     /// Notes an error that hit some copies of a message, and says so in the log.
     fn fail(&mut self, key: usize, doing: &str, error: &io::Error, now: Now, hit: impl Fn(usize, &Copy<F>) -> bool) {
-        let mut copies = self.deliveries.get(key).into_iter().flat_map(|delivery| &delivery.copies).enumerate();
+        let Some(delivery) = self.deliveries.get(key) else { return };
+        let mut copies = delivery.copies.iter().enumerate();
         let Some((_, first)) = copies.find(|(index, copy)| hit(*index, copy)) else { return };
         if let Some(maildir) = self.maildirs.get(first.maildir) {
             complain(&mut self.complained, &maildir.path, doing, error, now);
+            if delivery.copies.len() > 1 && !delivery.apart && first.maildir != MAIN_KEY {
+                self.failed.push((maildir.destination.clone(), now.instant + FAILED_TIME));
+            }
         }
         if first.maildir == MAIN_KEY && error.kind() == io::ErrorKind::NotFound {
             // The directories themselves are gone.

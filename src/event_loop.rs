@@ -11,25 +11,27 @@ use std::path::{Path, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, Now, Store};
-use crate::fs::{Disk, SyncMode};
+use crate::fs::{Disk, FileSystem as _, SyncMode};
+use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
 
 const STOPS: Token = Token(0);
-const FLUSHES: Token = Token(1);
-const LISTENERS: usize = 2;
+const RELOADS: Token = Token(1);
+const FLUSHES: Token = Token(2);
+const LISTENERS: usize = 3;
 /// Tokens of connections begin here; below are at most so many listeners.
 const CONNECTIONS: usize = 1024;
 
@@ -99,6 +101,8 @@ pub struct EventLoop {
     stopper: Arc<OwnedFd>,
     /// Gives them.
     stops: OwnedFd,
+    /// Gives an octet for each time that the table is to be read again.
+    reloads: OwnedFd,
     config: Config,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
@@ -112,28 +116,40 @@ impl EventLoop {
     /// system's event queue.
     pub fn start(mut config: Config) -> io::Result<Self> {
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+        let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         if config.signals {
-            watch_signals(&stopper)?;
+            watch_signals(&stopper, reload)?;
         }
+        let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = bind_all(&config.listen)?;
         let random = random_number();
-        let disk = Disk::new(config.sync);
+        let mut disk = Disk::new(config.sync);
         let name = &config.protocol.hostname;
-        let mut store = Store::open(disk, &config.maildir, name, random, config.min_free)
+        let mailboxes = config.mailboxes.as_deref();
+        // The main Maildir may be below it.
+        let made = mailboxes.map_or(Ok(()), |path| match disk.open_directory(path, true) {
+            Ok(_) => Ok(()),
+            Err(error) => Err((path.to_owned(), error)),
+        });
+        let mut store = made
+            .and_then(|()| Store::open(disk, &config.maildir, name, random, config.min_free))
             .and_then(|mut store| store.prove().map(|()| store))
+            .and_then(|mut store| store.serve_mailboxes(mailboxes, config.create_mailboxes).map(|()| store))
             .map_err(|(path, error)| unusable(&config.maildir, &path, &error))?;
+        store.keep(config.keep);
         store.limit_files(share_descriptors(&mut config.connections_max));
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
+        watch(&poll, &reloads, RELOADS, Interest::READABLE)?;
         if let Some(event) = store.file_system().flush_event() {
             watch(&poll, &event, FLUSHES, Interest::READABLE)?;
         }
         for (token, listener) in (LISTENERS..).zip(&listeners) {
             watch(&poll, &listener.socket, Token(token), Interest::READABLE)?;
         }
-        let server = Server::new(&config, store, MessageIds::new(random, std::process::id()));
+        let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
-        Ok(Self { poll, listeners, accept_from: Instant::now(), server, stopper, stops, config, end: None })
+        Ok(Self { poll, listeners, accept_from: Instant::now(), server, stopper, stops, reloads, config, end: None })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -175,6 +191,7 @@ impl EventLoop {
             for event in &events {
                 match event.token() {
                     STOPS => self.stop(now),
+                    RELOADS => self.reload(),
                     FLUSHES => self.server.mark_flushes(),
                     Token(token) if token < CONNECTIONS => {
                         if let Some(listener) = self.listeners.get_mut(token - LISTENERS) {
@@ -209,6 +226,18 @@ impl EventLoop {
             self.listeners.clear();
             self.server.drain();
             self.end = Some(now.instant + grace);
+        }
+    }
+
+    /// Reads the table of recipients again.
+    fn reload(&mut self) {
+        let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
+        match Recipients::load(&self.config) {
+            Ok(recipients) => {
+                info!("the table of recipients is read again");
+                self.server.set_recipients(recipients);
+            }
+            Err(problem) => error!("{problem}; the recipients stay as they were"),
         }
     }
 
@@ -262,9 +291,10 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
-/// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore; and has a file size limit be an
-/// error of a write, not the end of the process.
-fn watch_signals(stopper: &OwnedFd) -> io::Result<()> {
+/// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore, and SIGHUP read the table again;
+/// and has a file size limit be an error of a write, not the end of the process.
+fn watch_signals(stopper: &OwnedFd, reload: OwnedFd) -> io::Result<()> {
+    signal_hook::low_level::pipe::register(SIGHUP, reload)?;
     for signal in [SIGTERM, SIGINT] {
         signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
     }
@@ -367,6 +397,7 @@ fn remove_stale_socket(path: &Path) {
 
 /// Why a directory can't be used, who we are, whose it is, and what mends it.
 fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
+    let maildir = if path.starts_with(maildir) { maildir } else { path };
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let path = absolute(path).unwrap_or_else(|_| path.to_owned());
     let there = path.ancestors().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));

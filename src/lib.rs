@@ -15,8 +15,9 @@ pub mod connection;
 pub mod delivery;
 pub mod event_loop;
 pub mod fs;
-mod maildir;
+pub mod maildir;
 pub mod pool;
+pub mod recipients;
 pub mod server;
 pub mod smtp;
 #[allow(unsafe_code)]

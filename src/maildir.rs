@@ -87,8 +87,8 @@ pub(crate) struct Maildir<F: FileSystem> {
     pub(crate) paths: [PathBuf; 3],
     pub(crate) path: PathBuf,
     pub(crate) directories: Option<Directories<F>>,
-    /// What these are in, to be flushed with the next group, where one of them was made.
-    pub(crate) root: Option<F::Directory>,
+    /// Directories in which some were made, to be flushed with the next group.
+    pub(crate) above: Vec<F::Directory>,
     /// A flush of them failed, or they are not where they were: names are removed there, and nothing else is done.
     pub(crate) failed: bool,
     /// Copies that are on their way into it.
@@ -108,7 +108,7 @@ impl<F: FileSystem> Maildir<F> {
             paths: ["tmp", "new", "cur"].map(|name| path.join(name)),
             path,
             directories: None,
-            root: None,
+            above: Vec::new(),
             failed: false,
             users: 0,
             moved: Vec::new(),
@@ -142,58 +142,130 @@ impl<F: FileSystem> Maildir<F> {
     }
 }
 
-/// A sweep for leftovers under way: first through `new/`, to learn whether the clock can be trusted, then through `tmp/`.
+/// How much mail stays in a Maildir; all of it where nothing is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// So many messages in `new/`; the oldest go first.
+    pub messages: Option<usize>,
+    /// Messages that came so long ago at most.
+    pub age: Option<Duration>,
+}
+
+/// What a sweep is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Learns from `new/` what there is, and whether the clock can be trusted.
+    New,
+    /// Removes from `new/` so many messages whose rank is this one at most.
+    Surplus { rank: u64, left: usize },
+    /// Removes from `tmp/` what nobody has written to for long.
+    Tmp,
+}
+
+/// A look through a Maildir, for leftovers and for messages that are to go.
 pub(crate) struct Sweep<F: FileSystem> {
+    /// The Maildir's key.
+    pub(crate) maildir: usize,
     names: F::Listing,
-    /// Seconds of the newest name in `new/`.
-    newest: u64,
-    in_tmp: bool,
+    stage: Stage,
+    /// Of all messages in `new/`.
+    ranks: Vec<u64>,
     removed: usize,
 }
 
+/// Ranks of this run's own messages begin here: they go last, as the clock may have been set since.
+const OWN_RANK: u64 = 1 << 32;
+
+/// What a sweep is told anew at each step.
+pub(crate) struct Swept<'a> {
+    /// The part of each name that tells this run's files.
+    pub(crate) own: &'a str,
+    pub(crate) keep: Keep,
+    pub(crate) now: SystemTime,
+    /// Seconds since 1970 from which on own messages may not be safe yet.
+    pub(crate) unsafe_from: u64,
+}
+
 impl<F: FileSystem> Sweep<F> {
-    /// The next step of a sweep, or the first: a bounded number of names. `own` is the part of each name that tells this
-    /// run's files. None when it has come to its end.
+    /// Begins with an open Maildir.
+    pub(crate) fn begin(fs: &mut F, key: usize, maildir: &Maildir<F>) -> io::Result<Self> {
+        let names = fs.list(&maildir.usable()?.new)?;
+        Ok(Self { maildir: key, names, stage: Stage::New, ranks: Vec::new(), removed: 0 })
+    }
+
+    /// How many messages were in `new/`.
+    pub(crate) fn messages(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// The next step: a bounded number of names. False when it has come to its end.
     ///
     /// While the clock is earlier than the newest name nothing is removed: a board without a battery for its clock
     /// starts in the past, and can't tell what is old.
-    pub(crate) fn step(
-        sweep: Option<Self>,
-        fs: &mut F,
-        maildir: &Maildir<F>,
-        own: &str,
-        now: SystemTime,
-    ) -> io::Result<Option<Self>> {
+    pub(crate) fn step(&mut self, fs: &mut F, maildir: &Maildir<F>, swept: &Swept<'_>) -> io::Result<bool> {
+        let (path, own, now) = (maildir.path.display(), swept.own, swept.now);
         let Directories { tmp, new, .. } = maildir.usable()?;
-        let Some(mut sweep) = sweep else {
-            return Ok(Some(Self { names: fs.list(new)?, newest: 0, in_tmp: false, removed: 0 }));
-        };
         for _ in 0..SWEEP_NAMES_MAX {
-            match (fs.next_name(&mut sweep.names)?, sweep.in_tmp) {
-                (Some(name), true) => sweep.removed += usize::from(remove_if_old(fs, tmp, &name, own, now)),
-                (Some(name), false) if name.to_bytes().starts_with(PROOF.as_bytes()) => {
-                    // Of a start that was killed between two steps of its proof.
+            match (fs.next_name(&mut self.names)?, self.stage) {
+                // Of a start that was killed between two steps of its proof.
+                (Some(name), Stage::New) if name.to_bytes().starts_with(PROOF.as_bytes()) => {
                     remove_if_old(fs, new, &name, own, now);
                 }
-                (Some(name), false) => {
-                    let seconds = name.to_str().ok().and_then(|name| name.split('.').next()?.parse().ok());
-                    sweep.newest = sweep.newest.max(seconds.unwrap_or(0));
-                }
-                (None, true) => {
-                    if sweep.removed > 0 {
-                        info!("{}: removed {} leftovers from tmp/", maildir.path.display(), sweep.removed);
+                (Some(name), Stage::New) => self.ranks.extend(rank(&name, own)),
+                (None, Stage::New) => {
+                    let newest = self.ranks.iter().map(|rank| rank % OWN_RANK).max().unwrap_or(0);
+                    if now < UNIX_EPOCH + Duration::from_secs(newest) {
+                        warn!("{path}: the clock is earlier than the newest mail; nothing is removed");
+                        return Ok(false);
                     }
-                    return Ok(None);
+                    let surplus = surplus(&mut self.ranks, swept);
+                    self.stage = surplus.map_or(Stage::Tmp, |(rank, left)| Stage::Surplus { rank, left });
+                    self.names = fs.list(if surplus.is_some() { new } else { tmp })?;
                 }
-                (None, false) if now < UNIX_EPOCH + Duration::from_secs(sweep.newest.min(CLOCK_MAX)) => {
-                    warn!("{}: the clock is earlier than the newest mail; leftovers stay", maildir.path.display());
-                    return Ok(None);
+                (Some(name), Stage::Surplus { rank: last, left }) => {
+                    let own_from = OWN_RANK + swept.unsafe_from;
+                    let goes = rank(&name, own).is_some_and(|rank| rank <= last && rank < own_from) && left > 0;
+                    if goes && fs.remove(new, &name).is_ok() {
+                        self.stage = Stage::Surplus { rank: last, left: left - 1 };
+                        self.removed += 1;
+                    }
                 }
-                (None, false) => (sweep.names, sweep.in_tmp) = (fs.list(tmp)?, true),
+                (None, Stage::Surplus { .. }) => {
+                    info!("{path}: removed {} messages of {}", std::mem::take(&mut self.removed), self.ranks.len());
+                    (self.names, self.stage) = (fs.list(tmp)?, Stage::Tmp);
+                }
+                (Some(name), Stage::Tmp) => self.removed += usize::from(remove_if_old(fs, tmp, &name, own, now)),
+                (None, Stage::Tmp) => {
+                    if self.removed > 0 {
+                        info!("{path}: removed {} leftovers from tmp/", self.removed);
+                    }
+                    return Ok(false);
+                }
             }
         }
-        Ok(Some(sweep))
+        Ok(true)
     }
+}
+
+/// In which order messages go: the seconds in their names, those of this run behind all others. None for a name of
+/// something else.
+fn rank(name: &CStr, own: &str) -> Option<u64> {
+    let seconds: u64 = name.to_str().ok()?.split('.').next()?.parse().ok()?;
+    let is_own = memchr::memmem::find(name.to_bytes(), own.as_bytes()).is_some();
+    Some(seconds.min(CLOCK_MAX) + if is_own { OWN_RANK } else { 0 })
+}
+
+/// How many messages are to go, and the rank of the last of them. One of this run does not go by its age while others
+/// stay.
+fn surplus(ranks: &mut [u64], swept: &Swept<'_>) -> Option<(u64, usize)> {
+    let until = swept.keep.age.and_then(|age| swept.now.checked_sub(age)?.duration_since(UNIX_EPOCH).ok());
+    let until = until.map_or(0, |until| until.as_secs());
+    let others = ranks.iter().filter(|&&rank| rank < OWN_RANK).count();
+    let old = ranks.iter().filter(|&&rank| rank < until).count();
+    let own_old = ranks.iter().filter(|&&rank| rank >= OWN_RANK && rank - OWN_RANK < until).count();
+    let aged = old + if old == others { own_old } else { 0 };
+    let surplus = ranks.len().saturating_sub(swept.keep.messages.unwrap_or(usize::MAX)).max(aged);
+    (surplus > 0).then(|| (*ranks.select_nth_unstable(surplus - 1).1, surplus))
 }
 
 /// Removes a leftover that is old enough; one of `own` may only look old, when the clock was set while it was written.

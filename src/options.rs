@@ -2,15 +2,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lexopt::Arg;
 use log::LevelFilter;
 use mailchute::Config;
 use mailchute::config::{Listen, Place, is_hostname};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
+use mailchute::smtp::address::Path;
+use mailchute::smtp::command::Syntax;
 use mailchute::smtp::data::{BareNewline, LineEnd};
 use mailchute::smtp::session::Dialect;
 
@@ -20,9 +24,21 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("listen", "ADDR", "take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]"),
     ("lmtp", "ADDR", "take LMTP here: IP:PORT or unix:PATH"),
     ("maildir", "DIR", "keep the mail here; made if missing [./Maildir]"),
+    (
+        "allow-from",
+        "CIDR|any",
+        "serve clients of this network [any; without domains or a table all that is not public]",
+    ),
+    ("domain", "NAME", "accept mail for this domain only, or *.NAME for all below it [any]"),
+    ("mailboxes", "DIR", "keep mail in DIR/DOMAIN/USER, or DIR/USER with one domain [in one Maildir]"),
+    ("create-mailboxes", "", "make the Maildirs of recipients that have none [no]"),
+    ("recipients", "FILE", "read a table of recipients, again on SIGHUP"),
+    ("subaddress-delimiter", "C", "one character: what follows it in a local part is a tag [+]"),
     ("hostname", "NAME", "our host name in greeting and headers [the system's]"),
     ("max-size", "BYTES", "largest message; 10M, 1G … work [25M]"),
     ("sync", "WHEN", "always: say 250 when the disk has it; never: do not wait [always]"),
+    ("keep-messages", "N", "number of messages that stay in a Maildir; the oldest new ones go [all]"),
+    ("keep-age", "TIME", "time that messages stay new in a Maildir before they go: 12h, 30d … [for ever]"),
     ("min-free", "BYTES|N%", "refuse mail with less space free [16M or 2%, the smaller]"),
     ("bare-newline", "WHAT", "lone CR or LF in a message: normalize or reject [normalize]"),
     ("crlf", "WHAT", "line ends in files: convert (LF) or keep (CRLF) [convert]"),
@@ -36,7 +52,7 @@ const OPTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Options that may be given several times, or with several values separated by commas in the environment.
-const REPEATABLE: &[&str] = &["listen", "lmtp"];
+const REPEATABLE: &[&str] = &["listen", "lmtp", "allow-from", "domain"];
 
 /// Reads the command line, and from the environment what it does not say: the settings, and the level to log at where
 /// one was given. Prints help or the version where that is asked for, and ends.
@@ -77,6 +93,10 @@ pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
                 .ok_or_else(|| format!("{source} does not take {:?}: {help}", value.to_string_lossy()))?;
         }
     }
+    // Mail for the postmaster, for one, may have no mailbox of its own.
+    if let Some(mailboxes) = config.mailboxes.as_ref().filter(|_| config.maildir == Config::default().maildir) {
+        config.maildir = mailboxes.join("postmaster");
+    }
     Ok((config, level))
 }
 
@@ -94,9 +114,18 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
         }
         "lmtp" => config.listen.push(listen(text, Dialect::Lmtp)?),
         "maildir" if !text.is_empty() => config.maildir = value.into(),
+        "allow-from" if text == "any" => config.allow_from.extend([network("0.0.0.0/0")?, network("::/0")?]),
+        "allow-from" => config.allow_from.push(network(text)?),
+        "domain" => config.domains.push(domain(text)?.to_owned()),
+        "mailboxes" if !text.is_empty() => config.mailboxes = Some(value.into()),
+        "create-mailboxes" => config.create_mailboxes = choice(text, &YES_OR_NO)?,
+        "recipients" if !text.is_empty() => config.recipients = Some(value.into()),
+        "subaddress-delimiter" => config.subaddress_delimiter = Some(text.parse().ok()?),
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
         "sync" => config.sync = choice(text, &[("always", SyncMode::Always), ("never", SyncMode::Never)])?,
+        "keep-messages" => config.keep.messages = Some(text.parse::<NonZeroUsize>().ok()?.get()),
+        "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,
         "bare-newline" => {
             let choices = [("normalize", BareNewline::Normalize), ("reject", BareNewline::Reject)];
@@ -104,10 +133,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
         }
         "crlf" => protocol.line_end = choice(text, &[("convert", LineEnd::Lf), ("keep", LineEnd::Crlf)])?,
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
-        "strict" => {
-            let choices = [("yes", true), ("true", true), ("1", true), ("no", false), ("false", false), ("0", false)];
-            protocol.strict = choice(text, &choices)?;
-        }
+        "strict" => protocol.strict = choice(text, &YES_OR_NO)?,
         "timeout" => config.timeout = duration(text).filter(|timeout| !timeout.is_zero())?,
         "max-messages" => protocol.transactions_max = Some(text.parse::<NonZeroU32>().ok()?.get()),
         "max-connections" => config.connections_max = text.parse::<NonZeroUsize>().ok()?.get(),
@@ -117,6 +143,10 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
     }
     Some(())
 }
+
+/// What a switch may be set to in the environment.
+const YES_OR_NO: [(&str, bool); 6] =
+    [("yes", true), ("true", true), ("1", true), ("no", false), ("false", false), ("0", false)];
 
 fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
     choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
@@ -129,6 +159,17 @@ fn listen(value: &str, dialect: Dialect) -> Option<Listen> {
         None => Place::Tcp(value.parse().ok()?),
     };
     Some(Listen { place, dialect, optional: false })
+}
+
+/// A network, or one address.
+fn network(value: &str) -> Option<IpNet> {
+    value.parse().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+/// A domain, an address literal, or `*.` and a domain.
+fn domain(value: &str) -> Option<&str> {
+    let any = format!("any@{}", value.strip_prefix("*.").unwrap_or(value));
+    Path::mailbox(&any, Syntax { strict: false }).map(|_| value)
 }
 
 /// A number and its unit, as a number of what `units` count in.
@@ -152,9 +193,14 @@ fn min_free(value: &str) -> Option<MinFree> {
 
 /// A time with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.
 fn duration(value: &str) -> Option<Duration> {
-    let units = [("", 1000), ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     // A year is more than any timeout, and small enough to be added to a clock.
-    quantity(value, &units).filter(|&it| it <= 366 * 86_400_000).map(Duration::from_millis)
+    time(value).filter(|time| *time <= Duration::from_secs(366 * 86_400))
+}
+
+/// The same, however long.
+fn time(value: &str) -> Option<Duration> {
+    let units = [("", 1000), ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    quantity(value, &units).map(Duration::from_millis)
 }
 
 fn print(text: &str) -> ! {

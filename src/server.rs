@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use log::{debug, info};
 use slab::Slab;
 
@@ -10,8 +11,10 @@ use crate::connection::{Connection, Transport, Waiting};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
 use crate::pool::BufferPool;
-use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Dialect, Outcome, Session, Settings, Spare, Turn};
+use crate::recipients::Recipients;
+use crate::smtp::address::Path;
+use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
@@ -31,9 +34,26 @@ pub struct Readiness {
     pub ending: bool,
 }
 
+/// What a session asks of recipients: the table and the Maildirs that there are.
+struct Lookup<'a, F: FileSystem> {
+    recipients: &'a mut Recipients,
+    store: &'a mut Store<F>,
+    now: Now,
+}
+
+impl<F: FileSystem> Directory for Lookup<'_, F> {
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>> {
+        let mut exists = |destination: &str, create| self.store.accepts(destination, create, self.now);
+        self.recipients.resolve(recipient, &mut exists, take)
+    }
+}
+
 /// The machine: generic over the transport and the disk, so that a simulation runs the same code as a socket.
 pub struct Server<T, F: FileSystem> {
     connections: Slab<Connection<T>>,
+    recipients: Recipients,
+    /// Those served; none for all.
+    networks: Vec<IpNet>,
     store: Store<F>,
     settings: Settings,
     connections_max: usize,
@@ -62,9 +82,11 @@ pub struct Server<T, F: FileSystem> {
 
 impl<T: Transport, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
-    pub fn new(config: &Config, store: Store<F>, ids: MessageIds) -> Self {
+    pub fn new(config: &Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
         Self {
             connections: Slab::new(),
+            recipients,
+            networks: config.networks(),
             store,
             settings: config.protocol.clone(),
             connections_max: config.connections_max,
@@ -101,6 +123,11 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         &mut self.store
     }
 
+    /// Has mail accepted for other recipients from now on.
+    pub fn set_recipients(&mut self, recipients: Recipients) {
+        self.recipients = recipients;
+    }
+
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
@@ -125,7 +152,13 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         self.look.get_or_insert(now.instant + self.timeout);
         let Some(connection) = self.connections.get_mut(key) else { return key };
         debug!("session={} connect peer={peer}", self.sessions);
-        if full || self.draining {
+        let served = match peer {
+            Peer::Address(address) => self.networks.iter().any(|network| network.contains(&address)),
+            Peer::Local => true,
+        };
+        if !served && !self.networks.is_empty() {
+            connection.dismiss(Reply::NOT_SERVED, &mut self.small);
+        } else if full || self.draining {
             let reply = if full { Reply::TOO_MANY_CONNECTIONS } else { Reply::SHUTTING_DOWN };
             connection.dismiss(reply, &mut self.small);
         } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
@@ -296,25 +329,26 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             content.clear();
         }
         self.small.lend_to(&mut connection.replies);
-        let mut turn = Turn {
-            settings: &self.settings,
-            now: now.wall,
-            ids: &mut self.ids,
-            spare: &mut self.spare,
-            storage,
-            more: connection.readable && !connection.ending,
-            replies: &mut connection.replies,
-            content: &mut content,
-        };
         let mut used = 0;
         let action = loop {
             let input = self.input.get(used..filled).unwrap_or_default();
+            let mut turn = Turn {
+                settings: &self.settings,
+                now: now.wall,
+                ids: &mut self.ids,
+                spare: &mut self.spare,
+                directory: &mut Lookup { recipients: &mut self.recipients, store: &mut self.store, now },
+                storage,
+                more: connection.readable && !connection.ending,
+                replies: &mut connection.replies,
+                content: &mut content,
+            };
             let (count, action) = connection.session.receive(input, &mut turn);
             used += count;
             if action != Action::Discard {
                 break action;
             }
-            turn.content.clear();
+            content.clear();
             if let Some(delivery) = connection.delivery.take() {
                 self.store.discard(delivery);
             }
@@ -365,6 +399,11 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
             let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
             match outcome {
+                Outcome::Missing(destination, reply) => {
+                    let to = transaction.destinations().nth(destination).unwrap_or_default();
+                    info!("session={name} missing id={id} mailbox={to:?} reply=\"{reply}\"");
+                    return connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
+                }
                 Outcome::Stored => {
                     info!("session={name} stored id={id} from={from:?} to={to:?} recipients={more} size={size}");
                     connection.stored += 1;

@@ -46,6 +46,14 @@ impl Reply {
     pub(super) const NO_RECIPIENTS: Self = Self::new(503, "5.5.1 No recipients: RCPT comes first");
     /// The end of a message whose recipients were all refused.
     pub(super) const NO_VALID_RECIPIENTS: Self = Self::new(554, "5.5.1 No valid recipients");
+    /// Nobody has that mailbox, or the table says so.
+    pub const NO_SUCH_MAILBOX: Self = Self::new(550, "5.1.1 No such mailbox here");
+    /// Aliases lead from one to the next without end.
+    pub const ALIAS_LOOP: Self = Self::new(554, "5.4.6 Aliases lead back to themselves");
+    /// The domain is another's; or the address names a way to one.
+    pub const RELAYING_DENIED: Self = Self::new(550, "5.7.1 Relaying denied");
+    /// A mailbox failed while others of the same message did not: the next try reaches those without it.
+    pub const MAILBOX_FAILED: Self = Self::new(452, "4.2.0 Mailbox unavailable for a minute");
     /// More recipients than a transaction takes (RFC 5321 4.5.3.1.10): the others are served.
     pub(super) const TOO_MANY_RECIPIENTS: Self = Self::new(452, "4.5.3 Too many recipients");
     /// More transactions than a connection takes (RFC 9422).
@@ -77,6 +85,8 @@ impl Reply {
     // The end of a session.
     /// We are told to stop.
     pub const SHUTTING_DOWN: Self = Self::new(421, "4.3.2 Server is shutting down");
+    /// The peer's address is not among those served.
+    pub const NOT_SERVED: Self = Self::new(554, "5.7.1 Your address is not served here");
     /// The limit of connections is reached.
     pub const TOO_MANY_CONNECTIONS: Self = Self::new(421, "4.3.2 Too many connections; try again later");
     /// The peer was silent for too long.
@@ -111,6 +121,21 @@ impl Reply {
     pub fn write(self, replies: &mut Vec<u8>) {
         // Writing to a vector can't fail.
         let _ = write!(replies, "{self}\r\n");
+    }
+}
+
+/// Why a recipient is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal<'a> {
+    /// As the server says it.
+    Reply(Reply),
+    /// As a table says it: one line, without its CRLF.
+    Line(&'a str),
+}
+
+impl From<Reply> for Refusal<'_> {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
     }
 }
 

@@ -9,7 +9,7 @@ use super::address::Path;
 use super::command::{Command, Foreign, Hello, MailParameters, Syntax, foreign, login};
 use super::data::{BareNewline, DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
-use super::reply::Reply;
+use super::reply::{Refusal, Reply};
 use super::trace::{MessageId, MessageIds, Peer, Received, write_date};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
@@ -65,6 +65,16 @@ pub enum Storage {
     Failed,
 }
 
+/// Who knows for whom mail is, and where it goes.
+pub trait Directory {
+    /// Gives the destinations of a recipient to `take`, each a name of a mailbox that the session does not look into;
+    /// none for mail that is dropped.
+    ///
+    /// # Errors
+    /// What the peer is told where the recipient is refused.
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>>;
+}
+
 /// What a session borrows from its server while it works.
 pub struct Turn<'a> {
     /// Common to all sessions.
@@ -75,6 +85,8 @@ pub struct Turn<'a> {
     pub ids: &'a mut MessageIds,
     /// Memory of ended sessions and transactions, to be used again.
     pub spare: &'a mut Spare,
+    /// Who knows the recipients.
+    pub directory: &'a mut dyn Directory,
     /// What the disk says.
     pub storage: Storage,
     /// Whether the peer has sent more than it was read: what stands behind the input is not known.
@@ -98,8 +110,11 @@ pub struct Spare {
 /// How much spare memory of each kind is kept.
 const KEPT_MAX: usize = 128;
 
-/// Octets of paths that a spare transaction may have room for; those of a long list of recipients go back.
-const KEPT_PATHS_OCTETS_MAX: usize = 4096;
+/// Octets that a spare transaction may have room for; those of a long list of recipients go back.
+const KEPT_OCTETS_MAX: usize = 4096;
+
+/// Mailboxes that one message goes to; the rest of the recipients get it in another transaction.
+pub const DESTINATIONS_MAX: usize = 128;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +138,8 @@ pub enum Outcome {
     Stored,
     /// It is not, and nothing is left of it.
     Refused(Reply),
+    /// One of its destinations, counted from 0, has it not; the others are told of next (LMTP).
+    Missing(usize, Reply),
 }
 
 /// A mail transaction, from MAIL to its end (RFC 5321 3.3).
@@ -130,6 +147,11 @@ pub enum Outcome {
 pub struct Transaction {
     /// All paths with LF between them, which no path has; the reverse-path first.
     paths: String,
+    /// Where the message goes, each with LF behind it.
+    destinations: String,
+    /// In LMTP, the recipients and the destinations of each, counted from 0; and the destinations that failed.
+    shares: Vec<(usize, usize)>,
+    failures: Vec<(usize, Reply)>,
     /// RCPT commands that were accepted.
     pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
@@ -158,6 +180,24 @@ impl Transaction {
     /// The forward-paths that were accepted, in order.
     pub fn forward_paths(&self) -> impl Iterator<Item = &str> {
         self.paths.split('\n').skip(1)
+    }
+
+    /// Where the message goes: each destination once, in order.
+    pub fn destinations(&self) -> impl Iterator<Item = &str> {
+        self.destinations.split_terminator('\n')
+    }
+
+    /// Adds a destination of the next recipient.
+    fn add(&mut self, destination: &str, lmtp: bool) {
+        let known = self.destinations().position(|known| known == destination);
+        if known.is_none() {
+            self.destinations.push_str(destination);
+            self.destinations.push('\n');
+        }
+        if lmtp {
+            let index = known.unwrap_or_else(|| self.destinations().count() - 1);
+            self.shares.push((self.recipients, index));
+        }
     }
 }
 
@@ -291,9 +331,17 @@ impl Session {
         }
     }
 
+    /// Whether LMTP is spoken, in which each recipient has a reply, and mail, of its own.
+    pub const fn is_lmtp(&self) -> bool {
+        matches!(self.dialect, Dialect::Lmtp)
+    }
+
     /// Hears what became of the message that was given away with [`Action::Deliver`].
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        let lmtp = self.dialect == Dialect::Lmtp;
+        if let (Outcome::Missing(destination, reply), Some(transaction)) = (outcome, self.transaction.as_deref_mut()) {
+            return transaction.failures.push((destination, reply));
+        }
+        let lmtp = self.is_lmtp();
         let left = self.transaction().filter(|_| lmtp).map_or(1, |transaction| transaction.recipients);
         self.answer(left, outcome, spare, replies);
     }
@@ -308,14 +356,22 @@ impl Session {
 
     /// Writes as many of the final replies as there is room for.
     fn answer(&mut self, mut left: usize, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        let id = self.transaction().map(|transaction| transaction.id).unwrap_or_default();
         while left > 0 && replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX {
+            let Some(Transaction { id, recipients, shares, failures, .. }) = self.transaction() else {
+                left = 0;
+                break;
+            };
+            let failed = |(_, destination): &&(usize, usize)| failures.iter().find(|(failed, _)| failed == destination);
+            let mine = shares.iter().filter(|(recipient, _)| recipients.checked_sub(left) == Some(*recipient));
+            let missing = mine.clone().find_map(|share| failed(&share));
             left -= 1;
-            match outcome {
-                Outcome::Stored => {
+            match (outcome, missing) {
+                (Outcome::Refused(reply) | Outcome::Missing(_, reply), _) | (_, Some(&(_, reply))) => {
+                    reply.write(replies)
+                }
+                (Outcome::Stored, None) => {
                     let _ = write!(replies, "250 2.0.0 {id} Message accepted for delivery\r\n");
                 }
-                Outcome::Refused(reply) => reply.write(replies),
             }
         }
         self.phase = Phase::Answering { left, outcome };
@@ -379,7 +435,7 @@ impl Session {
         match command {
             Command::Hello { hello, name } => self.hello(hello, name, turn)?,
             Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn)?,
-            Command::Rcpt { forward_path } => self.rcpt(&forward_path, settings, turn.replies)?,
+            Command::Rcpt { forward_path } => self.rcpt(&forward_path, turn)?,
             Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
             Command::Bdat { octets, last } => {
                 self.phase = Phase::Chunk { left: octets, last, announced: octets };
@@ -522,17 +578,39 @@ impl Session {
         Ok(())
     }
 
-    fn rcpt(&mut self, forward_path: &Path<'_>, settings: &Settings, replies: &mut Vec<u8>) -> Result<(), Reply> {
+    fn rcpt(&mut self, forward_path: &Path<'_>, turn: &mut Turn<'_>) -> Result<(), Reply> {
+        let Turn { settings, directory, replies, .. } = turn;
+        let lmtp = self.dialect == Dialect::Lmtp;
         let transaction = self.open_transaction()?;
         transaction.addressed = true;
         let path = forward_path.as_str();
         // As many line feeds as recipients stand between the paths.
-        let octets = transaction.paths.len() - transaction.recipients + path.len();
+        let octets = transaction.paths.len() - transaction.recipients + transaction.destinations.len() + path.len();
         if transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max {
             return Err(Reply::TOO_MANY_RECIPIENTS);
         }
         if !transaction.smtp_utf8 && !path.is_ascii() {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
+        }
+        let before = (transaction.destinations.len(), transaction.shares.len());
+        let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination, lmtp));
+        let too_many = transaction.destinations().count() > DESTINATIONS_MAX;
+        let refusal = if too_many { Err(Reply::TOO_MANY_RECIPIENTS.into()) } else { found };
+        if refusal.is_err() {
+            transaction.destinations.truncate(before.0);
+            transaction.shares.truncate(before.1);
+        }
+        match refusal {
+            Ok(()) => {}
+            Err(Refusal::Reply(reply)) => return Err(reply),
+            Err(Refusal::Line(line)) => {
+                let _ = write!(replies, "{line}\r\n");
+                // Whoever writes this code means what it says (RFC 5321 4.2.3).
+                if line.starts_with("421") {
+                    self.phase = Phase::Closed;
+                }
+                return Ok(());
+            }
         }
         transaction.paths.push('\n');
         transaction.paths.push_str(path);
@@ -576,7 +654,9 @@ impl Session {
         }
         let line_end = turn.settings.line_end.as_str();
         let _ = write!(turn.content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
-        for forward_path in transaction.forward_paths() {
+        // In several mailboxes it would tell each of the others.
+        let alone = transaction.destinations().count() <= 1;
+        for forward_path in transaction.forward_paths().filter(|_| alone) {
             let _ = write!(turn.content, "Delivered-To: {forward_path}{line_end}");
         }
         let protocol = match (self.dialect, transaction.smtp_utf8) {
@@ -707,10 +787,13 @@ impl Session {
 
     fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
-        let mut paths = std::mem::take(&mut transaction.paths);
-        if paths.capacity() <= KEPT_PATHS_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
+        let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
+        let octets = paths.capacity() + destinations.capacity() + size_of::<(usize, usize)>() * shares.capacity();
+        if octets <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
             paths.clear();
-            *transaction = Transaction { paths, ..Transaction::default() };
+            destinations.clear();
+            shares.clear();
+            *transaction = Transaction { paths, destinations, shares, ..Transaction::default() };
             spare.transactions.push(transaction);
         }
     }

@@ -19,12 +19,31 @@
 use std::mem;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mailchute::smtp::address::Path;
 use mailchute::smtp::data::{BareNewline, LineEnd};
-use mailchute::smtp::reply::Reply;
+use mailchute::smtp::reply::{Refusal, Reply};
 use mailchute::smtp::session::*;
 use mailchute::smtp::trace::{MessageIds, Peer};
 
 use crate::trace::behind_trace;
+
+/// Takes all recipients: `a` and `b` at `mailbox.example` have mailboxes of their own, others share one. Some are refused
+/// by a table.
+struct Everybody;
+
+impl Directory for Everybody {
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>> {
+        match recipient.as_str() {
+            "nobody@mailbox.example" => return Err(Reply::NO_SUCH_MAILBOX.into()),
+            "full@mailbox.example" => return Err(Refusal::Line("452 4.2.2 Mailbox full")),
+            "later@mailbox.example" => return Err(Refusal::Line("421 4.7.0 Come back later")),
+            "dropped@mailbox.example" => {}
+            "all@mailbox.example" => ["a", "b"].into_iter().for_each(take),
+            address => take(address.strip_suffix("@mailbox.example").unwrap_or_default()),
+        }
+        Ok(())
+    }
+}
 
 /// What the server is around a session: it keeps what was not used, sends, and stores.
 pub struct Driver {
@@ -35,6 +54,7 @@ pub struct Driver {
     outcome: Outcome,
     ids: MessageIds,
     spare: Spare,
+    directory: Everybody,
     unread: Vec<u8>,
     sent: Vec<u8>,
     waiting: Vec<u8>,
@@ -71,9 +91,24 @@ impl Driver {
         let session = Session::new(1, dialect, Peer::Address([192, 0, 2, 1].into()), &settings);
         let mut waiting = Vec::new();
         session.greet(&settings, now, &mut waiting);
-        let (ids, spare) = (MessageIds::new(2, 3), Spare::default());
+        let (ids, spare, directory) = (MessageIds::new(2, 3), Spare::default(), Everybody);
         let (unread, sent, content, stored, closed) = Default::default();
-        Self { session, settings, now, storage, outcome, ids, spare, unread, sent, waiting, content, stored, closed }
+        Self {
+            session,
+            settings,
+            now,
+            storage,
+            outcome,
+            ids,
+            spare,
+            directory,
+            unread,
+            sent,
+            waiting,
+            content,
+            stored,
+            closed,
+        }
     }
 
     /// What one read brings, through the session until it wants the next. Replies are sent only when they must be.
@@ -89,6 +124,7 @@ impl Driver {
             now: self.now,
             ids: &mut self.ids,
             spare: &mut self.spare,
+            directory: &mut self.directory,
             storage,
             more: false,
             replies: &mut self.waiting,

@@ -5,6 +5,7 @@ use super::hand::{Random, first_wall};
 use super::{MAILDIR, ModelDisk};
 use mailchute::Config;
 use mailchute::delivery::{MinFree, Now, Store};
+use mailchute::recipients::Recipients;
 use mailchute::server::{Readiness, Server};
 use mailchute::smtp::session::Dialect;
 use mailchute::smtp::trace::{MessageIds, Peer};
@@ -249,7 +250,7 @@ impl World {
         let store = Store::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
-        let server = Server::new(&config, store, MessageIds::new(7, 7));
+        let server = Server::new(&config, Recipients::default(), store, MessageIds::new(7, 7));
         Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
     }
 
