@@ -32,7 +32,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-/// Where the mail is. `/mail` is there from the beginning.
+/// Where the mail is, the main Maildir at least. `/mail` is there from the beginning.
 pub const MAILDIR: &str = "/mail/Maildir";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +128,10 @@ struct Machine {
     under_way: Vec<UnderWay>,
     ended: VecDeque<(Ticket, io::Result<()>)>,
     atomic_moves: bool,
+    /// Why no link can be made, as on a file system without them.
+    no_links: Option<Errno>,
+    /// The Maildirs that a power cut is judged by, the main one first.
+    maildirs: Vec<String>,
     reader: Option<Random>,
     clock: SystemTime,
     space: Space,
@@ -261,10 +265,14 @@ impl Machine {
         self.ended.push_back((ticket, result));
     }
 
-    /// The reader of the mailbox moves a message from `new/` to `cur/`, now and then.
+    /// The reader of a mailbox moves a message from `new/` to `cur/`, now and then.
     fn read_mail(&mut self) {
         let Some(mut random) = self.reader.take() else { return };
-        let place = |machine: &Self, name| machine.find(&Path::new(MAILDIR).join(name));
+        let maildir = match self.maildirs.len() {
+            1 => self.maildirs[0].clone(),
+            count => self.maildirs[random.below(count)].clone(),
+        };
+        let place = |machine: &Self, name| machine.find(&Path::new(&maildir).join(name));
         if let (Some(new), Some(cur), 0, false) = (place(self, "new"), place(self, "cur"), random.below(3), self.dead) {
             let atomic_moves = self.atomic_moves;
             let names = self.names(new);
@@ -402,6 +410,7 @@ impl FileSystem for ModelDisk {
     fn link(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
         machine.operation(Kind::Link, text(new_name))?;
+        machine.no_links.map_or(Ok(()), |errno| Err(io::Error::from(errno)))?;
         let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
         if machine.names(to.inode).gone {
             return Err(Errno::NOENT.into());

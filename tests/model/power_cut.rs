@@ -2,7 +2,8 @@
 
 use super::hand::{Found, Random};
 use super::trace::behind_trace;
-use super::{Inode, MAILDIR, ModelDisk, Names, apply};
+use super::{Inode, Machine, ModelDisk, Names, apply};
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -58,9 +59,23 @@ pub fn judge(files: &[Found], promised: &[String], all: &[String]) -> Result<(),
     missing.map_or(Ok(()), |text| Err(format!("lost though it was promised: {:?}", text.lines().nth(1))))
 }
 
-/// Combinations that are all tried; where there are more, [`DRAWN`] others are drawn.
+/// The same for several Maildirs: what is promised, and all that there may be, with the number of its Maildir.
+pub fn judge_each(files: &[Vec<Found>], promised: &[Promise], all: &[Promise]) -> Result<(), String> {
+    let of = |promises: &[Promise], number| {
+        let mine = promises.iter().filter(|(maildir, _)| *maildir == number);
+        mine.map(|(_, text)| text.clone()).collect::<Vec<_>>()
+    };
+    let judged = files.iter().enumerate().map(|(number, files)| {
+        judge(files, &of(promised, number), &of(all, number)).map_err(|error| format!("Maildir {number}: {error}"))
+    });
+    judged.collect()
+}
+
+/// A Maildir, the main one being 0, and the text of a message in it.
+pub type Promise = (usize, String);
+
+/// Combinations that are all tried; where there are more, a quarter as many others are drawn.
 const COMBINATIONS_MAX: usize = 1024;
-const DRAWN: u64 = 256;
 
 /// Runs a fixed run anew for each of its operations, has the machine stop after it, and judges what it may find after the
 /// power cut. `run` returns what it was promised. The sum is that of moments and of states.
@@ -69,12 +84,23 @@ pub fn crash_everywhere(
     all: &[String],
     run: impl Fn(&ModelDisk) -> Vec<String>,
 ) -> Result<(usize, usize), String> {
+    let in_main = |texts: Vec<String>| texts.into_iter().map(|text| (0, text)).collect::<Vec<_>>();
+    crash_each_everywhere(disk, &in_main(all.to_vec()), COMBINATIONS_MAX, |disk| in_main(run(disk)))
+}
+
+/// The same for several Maildirs, with so many combinations before others are drawn.
+pub fn crash_each_everywhere(
+    disk: impl Fn() -> ModelDisk,
+    all: &[Promise],
+    combinations_max: usize,
+    run: impl Fn(&ModelDisk) -> Vec<Promise>,
+) -> Result<(usize, usize), String> {
     let mut states = 0;
     for moment in 0.. {
         let disk = disk().crash_after(moment);
         let promised = run(&disk);
         let check = |choices: &mut Choices, what: &dyn std::fmt::Display| {
-            judge(&disk.crash(choices), &promised, all)
+            judge_each(&disk.crash(choices), &promised, all)
                 .map_err(|error| format!("{error}; after operation {moment}, {what}:{}", disk.history()))
         };
         let mut choices = Choices::default();
@@ -84,8 +110,8 @@ pub fn crash_everywhere(
             if !choices.advance() {
                 break;
             }
-            if combination == COMBINATIONS_MAX {
-                for seed in 0..DRAWN {
+            if combination == combinations_max {
+                for seed in 0..combinations_max as u64 / 4 {
                     check(&mut Choices::drawn(seed), &format_args!("draw {seed}"))?;
                     states += 1;
                 }
@@ -100,26 +126,24 @@ pub fn crash_everywhere(
 }
 
 impl ModelDisk {
-    /// What a power cut leaves in `new/` and `cur/`, as `choices` will have it. All that `tmp/` holds is a leftover.
-    pub fn crash(&self, choices: &mut Choices) -> Vec<Found> {
+    /// What a power cut leaves in `new/` and `cur/` of each Maildir, as `choices` will have it. All that `tmp/` holds is a
+    /// leftover.
+    pub fn crash(&self, choices: &mut Choices) -> Vec<Vec<Found>> {
         let machine = self.0.borrow();
-        let place = |name: &str| machine.find(&Path::new(MAILDIR).join(name));
-        // Directories on the way to the mail that the power cut takes away: their names were never flushed.
-        let mut is_left = |parent: Option<usize>, name: &str| {
-            let names = parent.and_then(|parent| machine.inodes[parent].names.as_ref());
-            let durable = names.is_some_and(|names| names.durable.contains_key(name));
-            durable || names.is_some_and(|names| names.seen.contains_key(name)) && choices.choose(2) == 1
-        };
-        if !is_left(machine.find(Path::new("/mail")), "Maildir") {
-            return Vec::new();
+        // Which of their directories the power cut leaves: names that were never flushed may be gone.
+        let mut known = HashMap::new();
+        let mut directories: Vec<(usize, &Names)> = Vec::new();
+        for (number, maildir) in machine.maildirs.iter().enumerate() {
+            for name in ["new", "cur"] {
+                let left = find_left(&machine, &Path::new(maildir).join(name), &mut known, choices);
+                directories.extend(left.map(|names| (number, names)));
+            }
         }
-        let left = ["new", "cur"].into_iter().filter(|name| is_left(place(""), name));
-        let directories: Vec<&Names> = left.filter_map(|name| machine.inodes[place(name)?].names.as_ref()).collect();
         let mut dropped = Vec::new();
-        let mut left: Vec<_> = directories.iter().map(|names| names.durable.clone()).collect();
+        let mut left: Vec<_> = directories.iter().map(|(_, names)| names.durable.clone()).collect();
         // Additions before removals, as a move's removal needs its addition.
         for removals in [false, true] {
-            for (names, left) in directories.iter().zip(&mut left) {
+            for ((_, names), left) in directories.iter().zip(&mut left) {
                 for change in names.pending.iter().filter(|change| change.inode.is_none() == removals) {
                     let alone = !machine.atomic_moves && change.number <= names.covered;
                     let bound = removals && !alone && dropped.contains(&change.number);
@@ -131,20 +155,49 @@ impl ModelDisk {
                 }
             }
         }
+        // All names of a file show the same octets.
+        let mut contents: HashMap<usize, Rc<Vec<u8>>> = HashMap::new();
         let mut content = |(name, inode): (String, usize)| {
             let Inode { octets, durable, lost, .. } = &machine.inodes[inode];
-            let lengths = [*durable, durable.midpoint(octets.len()), octets.len()];
-            let options = if *durable == octets.len() {
-                1
-            } else if *lost {
-                2
-            } else {
-                3
-            };
-            let length = lengths[choices.choose(options)];
-            let octets = if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) };
-            Found { name, octets }
+            let octets = contents.entry(inode).or_insert_with(|| {
+                let lengths = [*durable, durable.midpoint(octets.len()), octets.len()];
+                let options = if *durable == octets.len() {
+                    1
+                } else if *lost {
+                    2
+                } else {
+                    3
+                };
+                let length = lengths[choices.choose(options)];
+                if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) }
+            });
+            Found { name, inode, octets: Rc::clone(octets) }
         };
-        left.into_iter().flatten().map(&mut content).collect()
+        let mut found = vec![Vec::new(); machine.maildirs.len()];
+        for ((number, _), names) in directories.iter().zip(left) {
+            found[*number].extend(names.into_iter().map(&mut content));
+        }
+        found
     }
+}
+
+/// The directory at `path`, unless the power cut takes away a name on the way to it.
+fn find_left<'a>(
+    machine: &'a Machine,
+    path: &Path,
+    known: &mut HashMap<(usize, String), bool>,
+    choices: &mut Choices,
+) -> Option<&'a Names> {
+    let mut directory = machine.find(Path::new("/mail"))?;
+    for name in path.iter().skip(2) {
+        let (names, name) = (machine.inodes[directory].names.as_ref()?, name.to_str()?);
+        let found = *names.seen.get(name)?;
+        let durable = names.durable.contains_key(name);
+        let key = (directory, name.to_owned());
+        if !*known.entry(key).or_insert_with(|| durable || choices.choose(2) == 1) {
+            return None;
+        }
+        directory = found;
+    }
+    machine.inodes[directory].names.as_ref()
 }
