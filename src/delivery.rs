@@ -501,6 +501,9 @@ impl<F: FileSystem> Store<F> {
         let Some(path) = path else { return Ok(()) };
         let at_path = |error| (path.to_owned(), error);
         let directory = self.fs.open_directory(path, true).map_err(at_path)?;
+        // We may not even read what is above a directory that we found.
+        let above = self.fs.open_directory_in(&directory, c"..", false);
+        let _ = above.and_then(|above| self.fs.flush_directory(&above));
         self.mailboxes = Some((path.to_owned(), self.fs.device(&directory).map_err(at_path)?));
         Ok(())
     }
@@ -543,8 +546,9 @@ impl<F: FileSystem> Store<F> {
         let mut above = Vec::new();
         let (path, root) = self.open_root(destination, self.create, &mut above)?;
         let mut maildir = Maildir { users: 1, ..Maildir::new(destination, path) };
-        let made = maildir.open(&mut self.fs, &root, true)?;
-        above.extend(made.then_some(root));
+        maildir.open(&mut self.fs, &root, true)?;
+        // Whoever made these directories, perhaps for a message that was dropped: their names are to be durable.
+        above.push(root);
         maildir.above = above;
         Ok(self.maildirs.insert(maildir))
     }
@@ -582,13 +586,12 @@ impl<F: FileSystem> Store<F> {
             let _ = name.write_str(text);
             let found = match self.fs.open_directory_in(&directory, name.as_c_str(), false) {
                 Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
-                    let made = self.fs.open_directory_in(&directory, name.as_c_str(), true).map_err(at_path)?;
-                    above.push(std::mem::replace(&mut directory, made));
-                    continue;
+                    self.fs.open_directory_in(&directory, name.as_c_str(), true)
                 }
                 found => found,
             };
-            directory = found.map_err(at_path)?;
+            let parent = std::mem::replace(&mut directory, found.map_err(at_path)?);
+            above.extend(create.then_some(parent));
         }
         Ok((path, directory))
     }
