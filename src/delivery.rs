@@ -307,6 +307,7 @@ impl<F: FileSystem> Store<F> {
         now: Now,
     ) -> usize {
         let mut copies = self.spare.pop().unwrap_or_default();
+        let failed_before = self.failed.len();
         for (body, destination) in destinations.into_iter().enumerate() {
             let opened = self.open_destination(destination);
             let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
@@ -318,6 +319,10 @@ impl<F: FileSystem> Store<F> {
                 usize::MAX
             });
             copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
+        }
+        if copies.len() == 1 {
+            // It keeps mail from no other.
+            self.failed.truncate(failed_before);
         }
         if let Some(failure) = copies.iter().find_map(|copy| copy.failure).filter(|_| !apart) {
             copies.iter_mut().for_each(|copy| copy.failure = Some(failure));
