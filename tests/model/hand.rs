@@ -67,6 +67,7 @@ impl ModelDisk {
             ended: VecDeque::new(),
             atomic_moves: true,
             no_links: None,
+            broken: None,
             maildirs: vec![MAILDIR.to_owned()],
             reader: None,
             clock: first_wall(),
@@ -132,6 +133,11 @@ impl ModelDisk {
     /// The causes of all failures are gone.
     pub fn heal(&self) {
         self.0.borrow_mut().faults.clear();
+    }
+
+    /// From now on no name can be made in this directory, or in any again.
+    pub fn break_directory(&self, broken: Option<(String, Errno)>) {
+        self.0.borrow_mut().broken = broken;
     }
 
     pub fn is_dead(&self) -> bool {

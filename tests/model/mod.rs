@@ -130,6 +130,8 @@ struct Machine {
     atomic_moves: bool,
     /// Why no link can be made, as on a file system without them.
     no_links: Option<Errno>,
+    /// A directory in which no name can be made.
+    broken: Option<(String, Errno)>,
     /// The Maildirs that a power cut is judged by, the main one first.
     maildirs: Vec<String>,
     reader: Option<Random>,
@@ -208,6 +210,12 @@ impl Machine {
             None => names.seen.remove(name),
         };
         names.pending.push(Change { number, name: name.to_owned(), inode, lost: false });
+    }
+
+    /// Fails what makes a name in a directory that is broken.
+    fn check_broken(&self, directory: usize) -> io::Result<()> {
+        let broken = self.broken.as_ref().filter(|(path, _)| self.find(Path::new(path)) == Some(directory));
+        broken.map_or(Ok(()), |(_, errno)| Err(io::Error::from(*errno)))
     }
 
     fn next_change(&mut self) -> u64 {
@@ -364,6 +372,7 @@ impl FileSystem for ModelDisk {
     fn create(&mut self, directory: &Handle, name: &CStr) -> io::Result<Handle> {
         let mut machine = self.0.borrow_mut();
         machine.operation(Kind::Create, text(name))?;
+        machine.check_broken(directory.inode)?;
         let names = machine.names(directory.inode);
         if names.gone {
             return Err(Errno::NOENT.into());
@@ -394,6 +403,7 @@ impl FileSystem for ModelDisk {
     fn rename(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
         machine.operation(Kind::Rename, text(new_name))?;
+        machine.check_broken(to.inode)?;
         let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
         if machine.names(to.inode).gone {
             return Err(Errno::NOENT.into());
@@ -410,6 +420,7 @@ impl FileSystem for ModelDisk {
     fn link(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
         machine.operation(Kind::Link, text(new_name))?;
+        machine.check_broken(to.inode)?;
         machine.no_links.map_or(Ok(()), |errno| Err(io::Error::from(errno)))?;
         let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
         if machine.names(to.inode).gone {
