@@ -308,6 +308,7 @@ impl<F: FileSystem> Store<F> {
         now: Now,
     ) -> usize {
         let mut copies = self.spare.pop().unwrap_or_default();
+        let failed_before = self.failed.len();
         for (body, destination) in destinations.into_iter().enumerate() {
             let opened = self.open_destination(destination);
             let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
@@ -319,6 +320,10 @@ impl<F: FileSystem> Store<F> {
                 usize::MAX
             });
             copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
+        }
+        if copies.len() == 1 {
+            // It keeps mail from no other.
+            self.failed.truncate(failed_before);
         }
         if let Some(failure) = copies.iter().find_map(|copy| copy.failure).filter(|_| !apart) {
             copies.iter_mut().for_each(|copy| copy.failure = Some(failure));
@@ -495,6 +500,9 @@ impl<F: FileSystem> Store<F> {
         let Some(path) = path else { return Ok(()) };
         let at_path = |error| (path.to_owned(), error);
         let directory = self.fs.open_directory(path, true).map_err(at_path)?;
+        // We may not even read what is above a directory that we found.
+        let above = self.fs.open_directory_in(&directory, c"..", false);
+        let _ = above.and_then(|above| self.fs.flush_directory(&above));
         self.mailboxes = Some((path.to_owned(), self.fs.device(&directory).map_err(at_path)?));
         Ok(())
     }
@@ -537,9 +545,9 @@ impl<F: FileSystem> Store<F> {
         let mut above = Vec::new();
         let (path, root) = self.open_root(destination, self.create, &mut above)?;
         let mut maildir = Maildir { users: 1, ..Maildir::new(destination, path) };
-        let made = maildir.open(&mut self.fs, &root, true)?;
-        // Also what was made the time before, when something failed.
-        above.extend(Some(root).filter(|_| made || self.create));
+        maildir.open(&mut self.fs, &root, true)?;
+        // Whoever made these directories, perhaps for a message that was dropped: their names are to be durable.
+        above.push(root);
         maildir.above = above;
         Ok(self.maildirs.insert(maildir))
     }
@@ -576,13 +584,14 @@ impl<F: FileSystem> Store<F> {
         for text in below.split('/').filter(|name| !name.is_empty()) {
             let mut name = Name::new();
             let _ = name.write_str(text);
-            let found = self.fs.open_directory_in(&directory, name.as_c_str(), false);
-            if is_missing(&found) {
-                let made = self.fs.open_directory_in(&directory, name.as_c_str(), true).map_err(at_path)?;
-                above.push(std::mem::replace(&mut directory, made));
-            } else {
-                directory = found.map_err(at_path)?;
-            }
+            let found = match self.fs.open_directory_in(&directory, name.as_c_str(), false) {
+                Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+                    self.fs.open_directory_in(&directory, name.as_c_str(), true)
+                }
+                found => found,
+            };
+            let parent = std::mem::replace(&mut directory, found.map_err(at_path)?);
+            above.extend(create.then_some(parent));
         }
         Ok((path, directory))
     }

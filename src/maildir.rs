@@ -156,8 +156,8 @@ pub struct Keep {
 enum Stage {
     /// Learns from `new/` what there is, and whether the clock can be trusted.
     New,
-    /// Removes from `new/` so many messages whose rank is this one at most.
-    Surplus { rank: u64, left: usize },
+    /// Removes from `new/` so many messages whose rank is this one at most; once they are gone, so many of this run.
+    Surplus { rank: u64, left: usize, own: usize },
     /// Removes from `tmp/` what nobody has written to for long.
     Tmp,
 }
@@ -218,17 +218,24 @@ impl<F: FileSystem> Sweep<F> {
                         warn!("{path}: the clock is earlier than the newest mail; nothing is removed");
                         return Ok(false);
                     }
+                    let others = self.ranks.iter().filter(|&&rank| rank < OWN_RANK).count();
                     let surplus = surplus(&mut self.ranks, swept);
-                    self.stage = surplus.map_or(Stage::Tmp, |(rank, left)| Stage::Surplus { rank, left });
+                    self.stage = surplus.map_or(Stage::Tmp, |(rank, count)| {
+                        let left = if others == 0 { count } else { count.min(others) };
+                        Stage::Surplus { rank, left, own: count - left }
+                    });
                     self.names = fs.list(if surplus.is_some() { new } else { tmp })?;
                 }
-                (Some(name), Stage::Surplus { rank: last, left }) => {
-                    let own_from = OWN_RANK + swept.unsafe_from;
-                    let goes = rank(&name, own).is_some_and(|rank| rank <= last && rank < own_from) && left > 0;
+                (Some(name), Stage::Surplus { rank: last, left, own: later }) => {
+                    let until = if later > 0 { OWN_RANK } else { OWN_RANK + swept.unsafe_from };
+                    let goes = rank(&name, own).is_some_and(|rank| rank <= last && rank < until) && left > 0;
                     if goes && fs.remove(new, &name).is_ok() {
-                        self.stage = Stage::Surplus { rank: last, left: left - 1 };
+                        self.stage = Stage::Surplus { rank: last, left: left - 1, own: later };
                         self.removed += 1;
                     }
+                }
+                (None, Stage::Surplus { rank, left: 0, own }) if own > 0 => {
+                    (self.names, self.stage) = (fs.list(new)?, Stage::Surplus { rank, left: own, own: 0 });
                 }
                 (None, Stage::Surplus { .. }) => {
                     info!("{path}: removed {} messages of {}", std::mem::take(&mut self.removed), self.ranks.len());

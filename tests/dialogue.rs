@@ -31,6 +31,7 @@ macro_rules! dialogues {
 
 dialogues! {
     addresses
+    aliases_overlap
     all_recipients_malformed
     all_recipients_refused
     auth
@@ -67,6 +68,7 @@ dialogues! {
     data_refused_then_commands
     data_refused_then_text
     data_refused_without_recipients
+    delivered_to
     device_auth_parameter
     device_cups_line_feeds
     device_danfoss
@@ -79,6 +81,7 @@ dialogues! {
     device_ossec_line_feeds
     device_xerox_login
     disk_full
+    dropped
     http_connect
     http_get
     http_post
@@ -90,6 +93,7 @@ dialogues! {
     lmtp
     lmtp_auth
     lmtp_disk_full
+    lmtp_missing
     lmtp_refused
     lock_cleared_at_the_dot
     lock_cleared_between_chunks
@@ -121,6 +125,7 @@ dialogues! {
     strict_early_vrfy
     strict_syntax
     syntax
+    table_replies
     tls_hello_later
     tls_hello_strict
 }

@@ -7,9 +7,10 @@ mod model;
 
 use mailchute::delivery::{FLUSHES_MAX, MinFree};
 use mailchute::fs::Space;
+use mailchute::smtp::session::Dialect;
 use model::hand::{first_wall, message};
-use model::peer::{Mail, Manner, Step, World};
-use model::power_cut::{Choices, judge};
+use model::peer::{Mail, Manner, Step, World, with_mailboxes};
+use model::power_cut::{Choices, Promise, judge, judge_each};
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
 use std::time::Duration;
@@ -77,7 +78,7 @@ fn check(world: &mut World, messages: &[String], tidy: bool) -> Result<(), Strin
     }
     for seed in 0..8 {
         let mut choices = if seed == 0 { Choices::default() } else { Choices::drawn(seed) };
-        judge(&world.disk.crash(&mut choices), &promised, messages)
+        judge(&world.disk.crash(&mut choices)[0], &promised, messages)
             .map_err(|error| format!("after a power cut: {error}"))?;
     }
     // The cause is gone: mail is taken again.
@@ -208,6 +209,229 @@ fn a_second_operation_fails_while_the_first_failure_is_dealt_with() {
         }
     }
     println!("{runs} pairs of faults");
+}
+
+/// Users whose mailboxes are beside the main one: Maildirs 1, 2 and 3.
+const USERS: [&str; 3] = ["a", "b", "c"];
+const MAILBOXES: [&str; 3] = ["/mail/a", "/mail/b", "/mail/c"];
+
+fn number_of(recipient: &str) -> usize {
+    1 + USERS.iter().position(|user| recipient == format!("{user}@example")).expect("one of the users")
+}
+
+/// The replies to RCPT for each of the users, as soon as MAIL is taken.
+fn ask_for_users(world: &mut World) -> Vec<String> {
+    let client = world.connect(Vec::new());
+    world.clients[client].step = Step::Gone;
+    world.say(client, "");
+    for _ in 0..5 {
+        if mail_is_taken(world, client) {
+            break;
+        }
+        world.end_flushes(usize::MAX);
+        world.pass(SECOND);
+    }
+    let asked = USERS.map(|user| world.say(client, &format!("RCPT TO:<{user}@example>\r\n")));
+    world.say(client, "QUIT\r\n");
+    asked.into()
+}
+
+/// The users whose mailboxes take nothing for now.
+fn left_out(world: &mut World) -> Vec<&'static str> {
+    let asked = ask_for_users(world);
+    let refused = USERS.into_iter().zip(asked).filter(|(_, reply)| !reply.starts_with("250 2.1.5"));
+    refused
+        .map(|(user, reply)| {
+            assert!(reply.starts_with("452 4.2.0"), "{user}: {reply}");
+            user
+        })
+        .collect()
+}
+
+/// Fails unless each mailbox has what it was promised, once, and where nothing kept the server from removing files nothing
+/// else; also after a power cut.
+fn check_mailboxes(world: &World, all: &[Promise], tidy: bool) -> Result<(), String> {
+    let taken = world.told().filter(|(_, _, reply)| reply.starts_with("250"));
+    let promised: Vec<Promise> = taken.map(|(recipient, text, _)| (number_of(recipient), text.clone())).collect();
+    let disk = &world.disk;
+    let [new, tmp] = ["new", "tmp"].map(|name| MAILBOXES.map(|path| disk.files_in(path, name)));
+    let found = [vec![disk.files("new")], new.to_vec()].concat();
+    judge_each(&found, &promised, all)?;
+    if tidy && (found.iter().flatten().count() != promised.len() || tmp.iter().any(|files| !files.is_empty())) {
+        let counts = (new.map(|files| files.len()), tmp.map(|files| files.len()));
+        return Err(format!("{} promised, in new/ and tmp/ {counts:?}", promised.len()));
+    }
+    for seed in 0..4 {
+        let mut choices = if seed == 0 { Choices::default() } else { Choices::drawn(seed) };
+        judge_each(&disk.crash(&mut choices), &promised, all).map_err(|error| format!("after a power cut: {error}"))?;
+    }
+    if let Some(violation) = disk.violations().first() {
+        return Err(violation.clone());
+    }
+    Ok(())
+}
+
+/// Under SMTP a message for several mailboxes is in all of them or refused and in none; the mailbox that failed then takes
+/// nothing for a minute, in which the others get the next try. Under LMTP only who is hit goes without.
+#[test]
+fn each_operation_fails_once_while_mail_goes_to_several_mailboxes() {
+    let (first, large, alone, again) = (message(0, 200), message(1, 70_000), message(2, 200), message(3, 200));
+    let several = [(1, &first), (2, &first), (3, &first), (2, &large), (3, &large), (1, &alone), (1, &again)];
+    let all: Vec<Promise> =
+        several.into_iter().chain([(2, &again), (3, &again)]).map(|(mailbox, text)| (mailbox, text.clone())).collect();
+    let connect = |world: &mut World, dialect| {
+        world.connect_to(&USERS, dialect, vec![mail(&first)]);
+        world.connect_to(&["c", "b"], dialect, vec![mail(&large)]);
+        world.connect_to(&["a"], dialect, vec![mail_by(Manner::Chunks, &alone)]);
+        world.run();
+    };
+    let mut runs = 0;
+    for (dialect, ends, links) in [
+        (Dialect::Smtp, Ends::AtOnce, true),
+        (Dialect::Smtp, Ends::Told, true),
+        (Dialect::Smtp, Ends::Told, false),
+        (Dialect::Lmtp, Ends::Told, true),
+        (Dialect::Lmtp, Ends::Told, false),
+    ] {
+        let new_disk = || {
+            let disk = ModelDisk::new(ends).maildirs(&MAILBOXES, true);
+            if links { disk } else { disk.without_links(Errno::MLINK) }
+        };
+        let plain = new_disk();
+        let mut world = World::with(with_mailboxes(), &plain, MinFree::Usual, 0).expect("a Maildir");
+        connect(&mut world, dialect);
+        assert_eq!(world.told().filter(|(_, _, reply)| reply.starts_with("250")).count(), 6);
+        // Where links can be made, a message for several mailboxes is flushed once.
+        let kinds = plain.operations();
+        let count = |kind| kinds.iter().filter(|&&other| other == kind).count();
+        assert_eq!((count(Kind::EndFileFlush), count(Kind::Create)), if links { (3, 3) } else { (6, 6) });
+        for (index, &kind) in kinds.iter().enumerate() {
+            for &error in errors(kind) {
+                let disk = new_disk();
+                disk.fail(index + 1, 1, error);
+                let Ok(mut world) = World::with(with_mailboxes(), &disk, MinFree::Usual, 0) else { continue };
+                let begin = world.now.instant;
+                connect(&mut world, dialect);
+                let end = world.now.instant;
+                runs += 1;
+                let refused: Vec<_> = world.told().filter(|(_, _, reply)| !reply.starts_with("250")).cloned().collect();
+                let told = format!(
+                    "{dialect:?}, {ends:?}, links={links}: {error:?} from operation {} ({kind:?}), refused {:?}",
+                    index + 1,
+                    refused.iter().map(|(user, _, reply)| (user, reply)).collect::<Vec<_>>()
+                );
+                let result = check_mailboxes(&world, &all, kind != Kind::Remove);
+                result.unwrap_or_else(|problem| panic!("{told}: {problem}:{}", disk.history()));
+                // What comes behind a flush that failed is not stored there either, whatever that error was.
+                let start = if kind == Kind::EndDirectoryFlush { "45" } else { reply_to(error) };
+                assert!(refused.iter().all(|(_, _, reply)| reply.starts_with(start)), "{told}");
+                // A link that can't be made is no failure, as the message is written again.
+                assert!(refused.is_empty() || kind != Kind::Link, "{told}");
+                let mut hit: Vec<_> = refused.iter().map(|(_, text, _)| text).collect();
+                hit.dedup();
+                let shared = links && matches!(kind, Kind::Write | Kind::EndFileFlush);
+                // A flush of a directory may be that of several messages.
+                assert!(hit.len() <= 1 || kind == Kind::EndDirectoryFlush, "{told}");
+                let mut missing = Vec::new();
+                if dialect == Dialect::Lmtp {
+                    assert!(refused.len() <= hit.len() || shared, "the others go without: {told}");
+                } else if refused.len() > 1 {
+                    // Where a directory's flush fails, all storage is tried again before it takes mail.
+                    missing = left_out(&mut world);
+                    let least = usize::from(kind != Kind::EndDirectoryFlush);
+                    assert!((least..=1).contains(&missing.len()), "{told}: {missing:?} are left out");
+                    let hit = |user: &&str| refused.iter().any(|(other, ..)| other.starts_with(user));
+                    assert!(missing.iter().all(hit), "{told}: {missing:?}");
+                }
+                // The next try reaches all that are not left out.
+                let others: Vec<_> = USERS.into_iter().filter(|user| !missing.contains(user)).collect();
+                let client = world.connect_to(&USERS, dialect, vec![mail(&again)]);
+                world.run();
+                let reached: Vec<_> = world.clients[client].told.iter().map(|(user, _, _)| &user[..1]).collect();
+                assert_eq!(reached, others, "{told}");
+                assert!(world.clients[client].told.iter().all(|(_, _, reply)| reply.starts_with("250")), "{told}");
+                let result = check_mailboxes(&world, &all, kind != Kind::Remove);
+                result.unwrap_or_else(|problem| panic!("{told}, then again: {problem}:{}", disk.history()));
+                // For a minute since it failed, which was between `begin` and `end`.
+                let left = (begin + 60 * SECOND).saturating_duration_since(world.now.instant);
+                world.pass(left.saturating_sub(SECOND / 10));
+                if !missing.is_empty() && !left.is_zero() {
+                    assert_eq!(left_out(&mut world), missing, "{told}");
+                }
+                world.pass((end + 60 * SECOND).saturating_duration_since(world.now.instant));
+                assert_eq!(left_out(&mut world), <[&str; 0]>::default(), "{told}: for longer than a minute");
+                world.pass(SECOND);
+                assert_eq!(disk.open_descriptors(), 3, "{told}");
+            }
+        }
+    }
+    println!("{runs} faults");
+}
+
+#[test]
+fn a_mailbox_that_stays_broken_does_not_keep_mail_from_the_others() {
+    for (index, user) in USERS.into_iter().enumerate() {
+        for (directory, errno) in [("tmp", Errno::ACCESS), ("tmp", Errno::NOSPC), ("new", Errno::ROFS)] {
+            let told = format!("{user}, {directory}/");
+            let disk = ModelDisk::new(Ends::AtOnce).maildirs(&MAILBOXES, true);
+            let mut world = World::with(with_mailboxes(), &disk, MinFree::Usual, 0).expect("a Maildir");
+            let send = |world: &mut World, dialect, number| {
+                let client = world.connect_to(&USERS, dialect, vec![mail(&message(number, 200))]);
+                world.run();
+                world.clients[client]
+                    .told
+                    .iter()
+                    .map(|(to, _, reply)| (to[..1].to_owned(), reply[..9].to_owned()))
+                    .collect::<Vec<_>>()
+            };
+            let there = |number: usize| {
+                let is = |file: &model::hand::Found| file.octets.ends_with(message(number, 200).as_bytes());
+                let count = |path| disk.files_in(path, "new").iter().filter(|file| is(file)).count();
+                MAILBOXES.map(count)
+            };
+            let others: [usize; 3] = std::array::from_fn(|other| usize::from(other != index));
+            disk.break_directory(Some((format!("/mail/{user}/{directory}"), errno)));
+            let expected = |broken: &str| -> Vec<_> {
+                let reply = |other: &str| if other == user { broken.to_owned() } else { "250 2.0.0".to_owned() };
+                USERS.iter().map(|other| ((*other).to_owned(), reply(other))).collect()
+            };
+            assert_eq!(send(&mut world, Dialect::Lmtp, 0), expected(reply_to(errno)), "{told}");
+            assert_eq!(there(0), others, "{told}");
+            assert_eq!(left_out(&mut world), <[&str; 0]>::default(), "{told}: LMTP tells of each by itself");
+            for round in 0..2 {
+                let replies = send(&mut world, Dialect::Smtp, 1 + 2 * round);
+                assert!(replies.len() == 3 && replies.iter().all(|(_, reply)| reply == reply_to(errno)), "{replies:?}");
+                assert_eq!(there(1 + 2 * round), [0; 3], "{told}");
+                assert_eq!(left_out(&mut world), [user], "{told}");
+                let replies = send(&mut world, Dialect::Smtp, 2 + 2 * round);
+                let taken = expected("").into_iter().filter(|(other, _)| other != user);
+                assert_eq!(replies, taken.collect::<Vec<_>>(), "{told}");
+                assert_eq!(there(2 + 2 * round), others, "{told}");
+                world.pass(SECOND * 60);
+            }
+            disk.break_directory(None);
+            assert_eq!(send(&mut world, Dialect::Smtp, 5), expected("250 2.0.0"), "{told}");
+            assert_eq!(there(5), [1; 3], "{told}");
+            assert!(MAILBOXES.iter().all(|path| disk.files_in(path, "tmp").is_empty()), "{told}");
+            assert_eq!((disk.violations(), disk.open_descriptors()), (vec![], 3), "{told}");
+        }
+    }
+}
+
+#[test]
+fn where_links_can_not_be_made_each_mailbox_has_a_file_of_its_own() {
+    for errno in [Errno::XDEV, Errno::PERM, Errno::MLINK, Errno::NOTSUP] {
+        let disk = ModelDisk::new(Ends::Told).maildirs(&MAILBOXES, true).without_links(errno);
+        let mut world = World::with(with_mailboxes(), &disk, MinFree::Usual, 0).expect("a Maildir");
+        world.connect_to(&USERS, Dialect::Smtp, vec![mail(&message(0, 70_000))]);
+        world.run();
+        let found: Vec<_> = MAILBOXES.iter().flat_map(|path| disk.files_in(path, "new")).collect();
+        assert_eq!(found.len(), 3);
+        assert!(found.iter().all(|file| file.octets == found[0].octets), "{errno:?}");
+        assert!(found.iter().all(|file| found.iter().filter(|other| other.inode == file.inode).count() == 1));
+        assert!(MAILBOXES.iter().all(|path| disk.files_in(path, "tmp").is_empty()));
+        assert_eq!((disk.violations(), disk.open_descriptors()), (vec![], 3));
+    }
 }
 
 /// A client at the point where its MAIL was answered; and whether it was taken.

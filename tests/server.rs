@@ -167,3 +167,105 @@ fn a_refused_message_leaves_its_connection_no_block() {
     assert!(replies.starts_with("250 2.0.0 "), "{replies}");
     assert_eq!(world.disk.count(Kind::Write), written + 1);
 }
+
+/// The reply to who comes from this address, and how many connections there are then.
+fn greeting(config: &Config, address: &str) -> (String, usize) {
+    let mut world = world(config.clone());
+    let (mut client, transport) = Client::new(Vec::new());
+    let peer = Peer::Address(address.parse().expect("an address"));
+    client.key = world.server.accept(transport, peer, Dialect::Smtp, world.now);
+    world.clients.push(client);
+    let greeting = world.say(0, "");
+    (greeting, world.server.connections())
+}
+
+/// A server that takes all mail would else be flooded from the Internet.
+#[test]
+fn without_domains_only_those_who_are_not_public_are_served() {
+    let private = [
+        "127.0.0.1",
+        "127.255.255.255",
+        "10.0.0.0",
+        "10.255.255.255",
+        "172.16.0.0",
+        "172.31.255.255",
+        "192.168.0.0",
+        "192.168.255.255",
+        "169.254.0.1",
+        "169.254.255.255",
+        "100.64.0.0",
+        "100.127.255.255",
+        "::1",
+        "fe80::1",
+        "febf:ffff::1",
+        "fc00::",
+        "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    ];
+    let public = [
+        "0.0.0.0",
+        "1.1.1.1",
+        "9.255.255.255",
+        "11.0.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "126.255.255.255",
+        "128.0.0.0",
+        "169.253.255.255",
+        "169.255.0.0",
+        "172.15.255.255",
+        "172.32.0.0",
+        "192.0.2.1",
+        "192.167.255.255",
+        "192.169.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::2",
+        "2001:db8::1",
+        "2600::",
+        "fbff::1",
+        "fe00::1",
+        "fec0::1",
+        "ff02::1",
+        // An IPv4 address in the form that a socket for both kinds would give it.
+        "::ffff:1.1.1.1",
+        "::ffff:192.0.2.1",
+    ];
+    let domains = |domain: &str| Config { domains: vec![domain.to_owned()], ..Config::default() };
+    let networks = |networks: &[&str]| Config {
+        allow_from: networks.iter().map(|network| network.parse().expect("a network")).collect(),
+        ..Config::default()
+    };
+    let is_served = |config: &Config, address| {
+        let (greeting, connections) = greeting(config, address);
+        let served = greeting.starts_with("220 ") && connections == 1;
+        let turned_away = greeting == "554 5.7.1 Your address is not served here\r\n" && connections == 0;
+        assert!(served || turned_away, "{address}: {greeting}");
+        served
+    };
+    for (addresses, served) in [(&private[..], true), (&public, false)] {
+        for address in addresses {
+            assert_eq!(is_served(&Config::default(), address), served, "{address}");
+            // Where it is said for whom mail is, or who may send, that alone counts.
+            assert!(is_served(&domains("example.org"), address), "{address}");
+            let any = networks(&["0.0.0.0/0", "::/0"]);
+            assert!(is_served(&any, address), "{address}");
+            let with_mailboxes = Config { mailboxes: Some("/mail".into()), ..Config::default() };
+            assert_eq!(is_served(&with_mailboxes, address), served, "{address}");
+        }
+    }
+    let some = networks(&["192.0.2.0/25", "2001:db8::/32"]);
+    for (address, served) in [
+        ("192.0.2.0", true),
+        ("192.0.2.127", true),
+        ("192.0.2.128", false),
+        ("127.0.0.1", false),
+        ("2001:db8:ffff::1", true),
+        ("2001:db9::1", false),
+        ("::1", false),
+    ] {
+        assert_eq!(is_served(&some, address), served, "{address}");
+        let both = Config { domains: vec!["example.org".to_owned()], ..some.clone() };
+        assert_eq!(is_served(&both, address), served, "{address}");
+    }
+}

@@ -149,7 +149,7 @@ pub struct Transaction {
     paths: String,
     /// Where the message goes, each with LF behind it.
     destinations: String,
-    /// In LMTP, the recipients and the destinations of each, counted from 0; and the destinations that failed.
+    /// The recipients and the destinations of each, counted from 0; and in LMTP the destinations that failed.
     shares: Vec<(usize, usize)>,
     failures: Vec<(usize, Reply)>,
     /// RCPT commands that were accepted.
@@ -188,16 +188,14 @@ impl Transaction {
     }
 
     /// Adds a destination of the next recipient.
-    fn add(&mut self, destination: &str, lmtp: bool) {
+    fn add(&mut self, destination: &str) {
         let known = self.destinations().position(|known| known == destination);
         if known.is_none() {
             self.destinations.push_str(destination);
             self.destinations.push('\n');
         }
-        if lmtp {
-            let index = known.unwrap_or_else(|| self.destinations().count() - 1);
-            self.shares.push((self.recipients, index));
-        }
+        let index = known.unwrap_or_else(|| self.destinations().count() - 1);
+        self.shares.push((self.recipients, index));
     }
 }
 
@@ -580,7 +578,6 @@ impl Session {
 
     fn rcpt(&mut self, forward_path: &Path<'_>, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let Turn { settings, directory, replies, .. } = turn;
-        let lmtp = self.dialect == Dialect::Lmtp;
         let transaction = self.open_transaction()?;
         transaction.addressed = true;
         let path = forward_path.as_str();
@@ -593,7 +590,7 @@ impl Session {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
         }
         let before = (transaction.destinations.len(), transaction.shares.len());
-        let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination, lmtp));
+        let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
         let too_many = transaction.destinations().count() > DESTINATIONS_MAX;
         let refusal = if too_many { Err(Reply::TOO_MANY_RECIPIENTS.into()) } else { found };
         if refusal.is_err() {
@@ -656,8 +653,11 @@ impl Session {
         let _ = write!(turn.content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
         // In several mailboxes it would tell each of the others.
         let alone = transaction.destinations().count() <= 1;
-        for forward_path in transaction.forward_paths().filter(|_| alone) {
-            let _ = write!(turn.content, "Delivered-To: {forward_path}{line_end}");
+        for (recipient, forward_path) in transaction.forward_paths().enumerate().filter(|_| alone) {
+            // Nor is one listed whose mail is dropped.
+            if transaction.shares.binary_search_by_key(&recipient, |share| share.0).is_ok() {
+                let _ = write!(turn.content, "Delivered-To: {forward_path}{line_end}");
+            }
         }
         let protocol = match (self.dialect, transaction.smtp_utf8) {
             (Dialect::Lmtp, true) => "UTF8LMTP",

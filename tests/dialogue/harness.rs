@@ -12,6 +12,7 @@
 //! Closed.                            the server has closed the connection
 //! M: …                               a stored message: here its trace lines, whatever they are,
 //! M: text                            and its text; another message stands apart
+//! D: a b                             the mailboxes that it goes to, where they have names
 //! ```
 //!
 //! A script that shows no message says that none was stored, and one without `Closed.` that the connection is open.
@@ -37,6 +38,11 @@ impl Directory for Everybody {
             "nobody@mailbox.example" => return Err(Reply::NO_SUCH_MAILBOX.into()),
             "full@mailbox.example" => return Err(Refusal::Line("452 4.2.2 Mailbox full")),
             "later@mailbox.example" => return Err(Refusal::Line("421 4.7.0 Come back later")),
+            // An alias of which one mailbox can't be had.
+            "half@mailbox.example" => {
+                take("c");
+                return Err(Reply::MAILBOX_FAILED.into());
+            }
             "dropped@mailbox.example" => {}
             "all@mailbox.example" => ["a", "b"].into_iter().for_each(take),
             address => take(address.strip_suffix("@mailbox.example").unwrap_or_default()),
@@ -52,6 +58,8 @@ pub struct Driver {
     now: SystemTime,
     storage: Storage,
     outcome: Outcome,
+    /// The destination that has it not, of those that have.
+    missing: Option<usize>,
     ids: MessageIds,
     spare: Spare,
     directory: Everybody,
@@ -60,6 +68,8 @@ pub struct Driver {
     waiting: Vec<u8>,
     pub content: Vec<u8>,
     pub stored: Vec<Vec<u8>>,
+    /// Where each of them went.
+    pub destinations: Vec<String>,
     pub closed: bool,
 }
 
@@ -67,8 +77,8 @@ impl Driver {
     pub fn new(options: &str) -> Self {
         let mut settings = mailchute::Config::default().protocol;
         settings.hostname = "mail.example".to_owned();
-        let (mut dialect, mut storage, mut outcome) =
-            (Dialect::Smtp, Storage::Ready { room: u64::MAX }, Outcome::Stored);
+        let (mut dialect, mut storage, mut outcome, mut missing) =
+            (Dialect::Smtp, Storage::Ready { room: u64::MAX }, Outcome::Stored, None);
         for option in options.split_whitespace() {
             let (name, number) = option.split_once('=').unwrap_or((option, "0"));
             let number: u32 = number.parse().unwrap();
@@ -83,6 +93,7 @@ impl Driver {
                 "keep-crlf" => settings.line_end = LineEnd::Crlf,
                 "room" => storage = Storage::Ready { room: number.into() },
                 "disk-failed" => storage = Storage::Failed,
+                "missing" => missing = Some(number as usize),
                 "disk-full" => outcome = Outcome::Refused(Reply::STORAGE_FULL),
                 _ => panic!("no such setting: {option}"),
             }
@@ -92,13 +103,14 @@ impl Driver {
         let mut waiting = Vec::new();
         session.greet(&settings, now, &mut waiting);
         let (ids, spare, directory) = (MessageIds::new(2, 3), Spare::default(), Everybody);
-        let (unread, sent, content, stored, closed) = Default::default();
+        let (unread, sent, content, stored, destinations, closed) = Default::default();
         Self {
             session,
             settings,
             now,
             storage,
             outcome,
+            missing,
             ids,
             spare,
             directory,
@@ -107,6 +119,7 @@ impl Driver {
             waiting,
             content,
             stored,
+            destinations,
             closed,
         }
     }
@@ -144,7 +157,17 @@ impl Driver {
                 }
                 Action::Deliver => {
                     let message = mem::take(turn.content);
-                    self.stored.extend((self.outcome == Outcome::Stored).then_some(message));
+                    let transaction = self.session.transaction().unwrap();
+                    let destinations: Vec<&str> = transaction.destinations().collect();
+                    // One without a destination is dropped.
+                    if self.outcome == Outcome::Stored && !destinations.is_empty() {
+                        self.stored.push(message);
+                        self.destinations.push(destinations.join(" "));
+                    }
+                    if let Some(missing) = self.missing {
+                        let outcome = Outcome::Missing(missing, Reply::STORAGE_FAILED);
+                        self.session.delivered(outcome, turn.spare, turn.replies);
+                    }
                     self.session.delivered(self.outcome, turn.spare, turn.replies);
                 }
                 Action::Close => {
@@ -179,6 +202,7 @@ pub fn play(name: &str, script: &str) {
     let (mut settings, mut feed) = ("", "");
     let mut exchanges = vec![Exchange::default()];
     let mut messages: Vec<(usize, Vec<Vec<u8>>)> = Vec::new();
+    let mut destinations: Vec<(usize, usize, &str)> = Vec::new();
     let mut in_message = false;
     for (line, number) in script.lines().zip(1..) {
         let (kind, rest) = line.split_once(": ").unwrap_or((line.trim_end_matches(':'), ""));
@@ -190,6 +214,7 @@ pub fn play(name: &str, script: &str) {
             "C" => exchanges.push(Exchange { packet: unescape(rest, b"\r\n"), ..Exchange::default() }),
             "S" => exchange.replies.push((number, rest)),
             "Closed." => exchange.closed = true,
+            "D" => destinations.push((number, messages.len() - 1, rest)),
             "M" if in_message => messages.last_mut().unwrap().1.push(unescape(rest, b"\n")),
             "M" => messages.push((number, vec![unescape(rest, b"\n")])),
             _ => assert!(line.is_empty() || line.starts_with('#'), "{name}:{number}: what is this? {line}"),
@@ -220,6 +245,10 @@ pub fn play(name: &str, script: &str) {
         assert!(matches(&lines.concat(), stored), "{name}:{number}: what was stored is\n{shown}");
     }
     assert_eq!(driver.stored.len(), messages.len(), "{name}: messages stored (left) and expected (right)");
+
+    for (number, index, expected) in destinations {
+        assert_eq!(driver.destinations[index], expected, "{name}:{number}: where it went");
+    }
 
     let expected = (driver.replies(), driver.stored, driver.closed);
     let again = |what: &str, parts: &mut dyn Iterator<Item = &[u8]>| {

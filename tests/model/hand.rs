@@ -66,6 +66,9 @@ impl ModelDisk {
             under_way: Vec::new(),
             ended: VecDeque::new(),
             atomic_moves: true,
+            no_links: None,
+            broken: None,
+            maildirs: vec![MAILDIR.to_owned()],
             reader: None,
             clock: first_wall(),
             space: Space { free: 1 << 40, total: 1 << 41, free_files: u64::MAX },
@@ -80,6 +83,34 @@ impl ModelDisk {
     pub fn atomic_moves(self, atomic_moves: bool) -> Self {
         self.0.borrow_mut().atomic_moves = atomic_moves;
         self
+    }
+
+    /// No link can be made.
+    pub fn without_links(self, errno: Errno) -> Self {
+        self.0.borrow_mut().no_links = Some(errno);
+        self
+    }
+
+    /// Other Maildirs beside the main one, which are there from the beginning where `there` says so.
+    pub fn maildirs(self, paths: &[&str], there: bool) -> Self {
+        for path in paths {
+            if there {
+                for name in ["", "/tmp", "/new", "/cur"] {
+                    self.make_directory(&format!("{path}{name}"));
+                    self.make_durable(&format!("{path}{name}"));
+                }
+            }
+            self.0.borrow_mut().maildirs.push((*path).to_owned());
+        }
+        self
+    }
+
+    /// A directory's name survives a power cut.
+    fn make_durable(&self, path: &str) {
+        let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
+        let parent = path.parent().and_then(|parent| machine.find(parent)).expect("a parent");
+        let (inode, name) = (machine.find(path).expect("a directory"), path.file_name().and_then(|name| name.to_str()));
+        machine.names(parent).durable.insert(name.expect("a name").to_owned(), inode);
     }
 
     /// Somebody who moves messages from `new/` to `cur/` at moments that depend on the seed.
@@ -102,6 +133,11 @@ impl ModelDisk {
     /// The causes of all failures are gone.
     pub fn heal(&self) {
         self.0.borrow_mut().faults.clear();
+    }
+
+    /// From now on no name can be made in this directory, or in any again.
+    pub fn break_directory(&self, broken: Option<(String, Errno)>) {
+        self.0.borrow_mut().broken = broken;
     }
 
     pub fn is_dead(&self) -> bool {
@@ -218,10 +254,15 @@ impl ModelDisk {
         self.0.borrow().find(Path::new(path)).is_some()
     }
 
-    /// What is seen in one of the Maildir's directories.
+    /// What is seen in one of the main Maildir's directories.
     pub fn files(&self, directory: &str) -> Vec<Found> {
+        self.files_in(MAILDIR, directory)
+    }
+
+    /// What is seen in one of a Maildir's directories.
+    pub fn files_in(&self, maildir: &str, directory: &str) -> Vec<Found> {
         let machine = self.0.borrow();
-        let directory = machine.find(&Path::new(MAILDIR).join(directory));
+        let directory = machine.find(&Path::new(maildir).join(directory));
         let seen = directory.and_then(|directory| machine.inodes[directory].names.as_ref()).map(|names| &names.seen);
         let found = |(name, &inode): (&String, &usize)| Found {
             name: name.clone(),

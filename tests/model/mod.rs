@@ -32,7 +32,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-/// Where the mail is. `/mail` is there from the beginning.
+/// Where the mail is, the main Maildir at least. `/mail` is there from the beginning.
 pub const MAILDIR: &str = "/mail/Maildir";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +128,12 @@ struct Machine {
     under_way: Vec<UnderWay>,
     ended: VecDeque<(Ticket, io::Result<()>)>,
     atomic_moves: bool,
+    /// Why no link can be made, as on a file system without them.
+    no_links: Option<Errno>,
+    /// A directory in which no name can be made.
+    broken: Option<(String, Errno)>,
+    /// The Maildirs that a power cut is judged by, the main one first.
+    maildirs: Vec<String>,
     reader: Option<Random>,
     clock: SystemTime,
     space: Space,
@@ -206,6 +212,12 @@ impl Machine {
         names.pending.push(Change { number, name: name.to_owned(), inode, lost: false });
     }
 
+    /// Fails what makes a name in a directory that is broken.
+    fn check_broken(&self, directory: usize) -> io::Result<()> {
+        let broken = self.broken.as_ref().filter(|(path, _)| self.find(Path::new(path)) == Some(directory));
+        broken.map_or(Ok(()), |(_, errno)| Err(io::Error::from(*errno)))
+    }
+
     fn next_change(&mut self) -> u64 {
         self.changes += 1;
         self.changes
@@ -261,10 +273,14 @@ impl Machine {
         self.ended.push_back((ticket, result));
     }
 
-    /// The reader of the mailbox moves a message from `new/` to `cur/`, now and then.
+    /// The reader of a mailbox moves a message from `new/` to `cur/`, now and then.
     fn read_mail(&mut self) {
         let Some(mut random) = self.reader.take() else { return };
-        let place = |machine: &Self, name| machine.find(&Path::new(MAILDIR).join(name));
+        let maildir = match self.maildirs.len() {
+            1 => self.maildirs[0].clone(),
+            count => self.maildirs[random.below(count)].clone(),
+        };
+        let place = |machine: &Self, name| machine.find(&Path::new(&maildir).join(name));
         if let (Some(new), Some(cur), 0, false) = (place(self, "new"), place(self, "cur"), random.below(3), self.dead) {
             let atomic_moves = self.atomic_moves;
             let names = self.names(new);
@@ -327,24 +343,6 @@ impl ModelDisk {
     }
 }
 
-impl ModelDisk {
-    /// Gives a file another name; the number of that change.
-    fn add_name(&self, kind: Kind, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<u64> {
-        let mut machine = self.0.borrow_mut();
-        machine.operation(kind, text(new_name))?;
-        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
-        if machine.names(to.inode).gone {
-            return Err(Errno::NOENT.into());
-        }
-        if machine.names(to.inode).seen.contains_key(text(new_name)) {
-            return Err(Errno::EXIST.into());
-        }
-        let number = machine.next_change();
-        machine.change(to.inode, number, text(new_name), Some(inode));
-        Ok(number)
-    }
-}
-
 impl FileSystem for ModelDisk {
     type File = Handle;
     type Directory = Handle;
@@ -374,6 +372,7 @@ impl FileSystem for ModelDisk {
     fn create(&mut self, directory: &Handle, name: &CStr) -> io::Result<Handle> {
         let mut machine = self.0.borrow_mut();
         machine.operation(Kind::Create, text(name))?;
+        machine.check_broken(directory.inode)?;
         let names = machine.names(directory.inode);
         if names.gone {
             return Err(Errno::NOENT.into());
@@ -402,28 +401,48 @@ impl FileSystem for ModelDisk {
     }
 
     fn rename(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
-        let number = self.add_name(Kind::Rename, from, name, to, new_name)?;
-        self.0.borrow_mut().change(from.inode, number, text(name), None);
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Rename, text(new_name))?;
+        machine.check_broken(to.inode)?;
+        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        if machine.names(to.inode).gone {
+            return Err(Errno::NOENT.into());
+        }
+        if machine.names(to.inode).seen.contains_key(text(new_name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let number = machine.next_change();
+        machine.change(to.inode, number, text(new_name), Some(inode));
+        machine.change(from.inode, number, text(name), None);
         Ok(())
     }
 
     fn link(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
-        self.add_name(Kind::Link, from, name, to, new_name).map(drop)
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::Link, text(new_name))?;
+        machine.check_broken(to.inode)?;
+        machine.no_links.map_or(Ok(()), |errno| Err(io::Error::from(errno)))?;
+        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        if machine.names(to.inode).gone {
+            return Err(Errno::NOENT.into());
+        }
+        if machine.names(to.inode).seen.contains_key(text(new_name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let number = machine.next_change();
+        machine.change(to.inode, number, text(new_name), Some(inode));
+        Ok(())
     }
 
     fn remove(&mut self, directory: &Handle, name: &CStr) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
-        let result = machine.operation(Kind::Remove, text(name));
-        // A name that is said not to be there is gone: somebody else was quicker.
-        if result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
-            return result;
-        }
+        machine.operation(Kind::Remove, text(name))?;
         if !machine.names(directory.inode).seen.contains_key(text(name)) {
             return Err(Errno::NOENT.into());
         }
         let number = machine.next_change();
         machine.change(directory.inode, number, text(name), None);
-        result
+        Ok(())
     }
 
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {

@@ -16,6 +16,11 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// Settings in which `a@example` has the mailbox `/mail/a`, and so on, beside the main one.
+pub fn with_mailboxes() -> Config {
+    Config { mailboxes: Some("/mail".into()), domains: vec!["example".to_owned()], ..Config::default() }
+}
+
 /// The largest message that the world's server takes.
 pub const MESSAGE_OCTETS_MAX: u64 = 80_000;
 
@@ -100,16 +105,45 @@ pub struct Client {
     pub verdicts: Vec<(String, String)>,
     /// Replies to MAIL other than 250.
     pub refusals: Vec<String>,
+    /// Whom each of its messages is for.
+    pub recipients: Vec<String>,
+    /// Those of the message under way that the server has answered, and whether it took them.
+    answered: Vec<bool>,
+    /// Of each message that was sent whole: a recipient that was taken, its text, and the reply that counts for them.
+    pub told: Vec<(String, String, String)>,
+    lmtp: bool,
     sent: String,
     pipe: Rc<RefCell<Pipe>>,
 }
 
 impl Client {
     pub fn new(mails: Vec<Mail>) -> (Self, Transport) {
+        Self::to(&["b"], Dialect::Smtp, mails)
+    }
+
+    /// One whose messages are for these users at `example`.
+    pub fn to(users: &[&str], dialect: Dialect, mails: Vec<Mail>) -> (Self, Transport) {
         let pipe = Rc::<RefCell<Pipe>>::default();
         let transport = Transport(Rc::clone(&pipe));
-        let (verdicts, refusals, sent) = (Vec::new(), Vec::new(), String::new());
-        (Self { key: 0, step: Step::Greeting, mails, verdicts, refusals, sent, pipe }, transport)
+        let client = Self {
+            key: 0,
+            step: Step::Greeting,
+            mails,
+            verdicts: Vec::new(),
+            refusals: Vec::new(),
+            recipients: users.iter().map(|user| format!("{user}@example")).collect(),
+            answered: Vec::new(),
+            told: Vec::new(),
+            lmtp: dialect == Dialect::Lmtp,
+            sent: String::new(),
+            pipe,
+        };
+        (client, transport)
+    }
+
+    /// The recipients of the message under way that were taken.
+    fn taken(&self) -> impl Iterator<Item = &String> {
+        self.recipients.iter().zip(&self.answered).filter(|(_, taken)| **taken).map(|(recipient, _)| recipient)
     }
 
     pub fn send(&self, octets: &str) {
@@ -159,15 +193,27 @@ impl Client {
 
     fn answer(&mut self, reply: &str) -> bool {
         match (self.step, reply.get(..3).unwrap_or_default()) {
+            (Step::Greeting, "220") if self.lmtp => self.next(Step::Hello, "LHLO client\r\n"),
             (Step::Greeting, "220") => self.next(Step::Hello, "EHLO client\r\n"),
             (Step::Hello, "250") => self.mail(),
-            (Step::Mail, "250") => self.next(Step::Recipient, "RCPT TO:<b@example>\r\n"),
+            (Step::Mail, "250") => {
+                self.answered.clear();
+                self.next(Step::Recipient, &format!("RCPT TO:<{}>\r\n", self.recipients[0]));
+            }
             (Step::Mail, _) => {
                 self.refusals.push(reply.to_owned());
                 self.step = Step::Refused;
                 return false;
             }
-            (Step::Recipient, "250") => match self.mails[0].manner {
+            (Step::Recipient, code) if self.answered.len() + 1 < self.recipients.len() => {
+                self.answered.push(code == "250");
+                let next = format!("RCPT TO:<{}>\r\n", self.recipients[self.answered.len()]);
+                self.next(Step::Recipient, &next);
+            }
+            (Step::Recipient, code) if code == "250" || self.taken().count() > 0 => match {
+                self.answered.push(code == "250");
+                self.mails[0].manner
+            } {
                 Manner::Data | Manner::BreaksOff => self.next(Step::Data, "DATA\r\n"),
                 Manner::Chunks => self.chunk(Step::Chunk),
                 Manner::ChunksAfterOthers(octets) => {
@@ -176,6 +222,12 @@ impl Client {
                     self.next(Step::Abandoned, &format!("BDAT {}\r\n{others}", others.len()));
                 }
             },
+            // Nobody is left to send it to.
+            (Step::Recipient, _) => {
+                self.refusals.push(reply.to_owned());
+                self.next(Step::Refused, "RSET\r\n");
+            }
+            (Step::Refused, "250") => return false,
             (Step::Abandoned, "250") => self.next(Step::Reset, "RSET\r\n"),
             (Step::Reset, "250") => self.mail(),
             (Step::Chunk, "250") => self.chunk(Step::End),
@@ -192,6 +244,15 @@ impl Client {
                 }
             }
             (Step::End, _) => {
+                let taken: Vec<_> = self.taken().cloned().collect();
+                let before = self.told.iter().filter(|(_, text, _)| *text == self.sent).count();
+                // In LMTP each of them has a reply of its own, in order.
+                let mine = if self.lmtp { &taken[before..=before] } else { &taken[..] };
+                let told = mine.iter().map(|it| (it.clone(), self.sent.clone(), reply.to_owned()));
+                self.told.extend(told);
+                if self.lmtp && before + 1 < taken.len() {
+                    return false;
+                }
                 self.verdicts.push((std::mem::take(&mut self.sent), reply.to_owned()));
                 self.mail();
             }
@@ -247,17 +308,27 @@ impl World {
     }
 
     pub fn with(mut config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
-        let store = Store::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
+        let mut store =
+            Store::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
+        let served = store.serve_mailboxes(config.mailboxes.as_deref(), config.create_mailboxes);
+        served.map_err(|(_, error)| error)?;
+        store.keep(config.keep);
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
-        let server = Server::new(&config, Recipients::default(), store, MessageIds::new(7, 7));
+        let recipients = Recipients::load(&config).map_err(io::Error::other)?;
+        let server = Server::new(&config, recipients, store, MessageIds::new(7, 7));
         Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
     }
 
     /// A new client; its index.
     pub fn connect(&mut self, mails: Vec<Mail>) -> usize {
-        let (mut client, transport) = Client::new(mails);
-        client.key = self.server.accept(transport, Peer::Local, Dialect::Smtp, self.now);
+        self.connect_to(&["b"], Dialect::Smtp, mails)
+    }
+
+    /// A new client with mail for these users.
+    pub fn connect_to(&mut self, users: &[&str], dialect: Dialect, mails: Vec<Mail>) -> usize {
+        let (mut client, transport) = Client::to(users, dialect, mails);
+        client.key = self.server.accept(transport, Peer::Local, dialect, self.now);
         self.clients.push(client);
         self.clients.len() - 1
     }
@@ -339,6 +410,11 @@ impl World {
     /// Every message that was sent whole, and the reply to it.
     pub fn verdicts(&self) -> impl Iterator<Item = &(String, String)> {
         self.clients.iter().flat_map(|client| &client.verdicts)
+    }
+
+    /// Every recipient of a message that was sent whole, its text, and the reply that counts for them.
+    pub fn told(&self) -> impl Iterator<Item = &(String, String, String)> {
+        self.clients.iter().flat_map(|client| &client.told)
     }
 
     /// The messages that were promised.

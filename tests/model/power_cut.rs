@@ -1,11 +1,9 @@
 //! What a power cut may leave of a model disk, and whether that keeps the promises.
 
-use super::hand::{Found, Random, message};
-use super::peer::{Mail, Manner, World};
+use super::hand::{Found, Random};
 use super::trace::behind_trace;
-use super::{Ends, Inode, MAILDIR, Machine, ModelDisk, Names, apply};
-use mailchute::delivery::MinFree;
-use std::collections::BTreeMap;
+use super::{Inode, Machine, ModelDisk, Names, apply};
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -47,28 +45,37 @@ impl Choices {
 }
 
 /// The rule: each file is one of `all`, whole and nothing else, below the trace lines if a server wrote it, with its size
-/// in its name, and none is there twice, unless it is one file that a move left with both names; and each of `promised`
-/// is there.
+/// in its name; and each of `promised` is there.
 pub fn judge(files: &[Found], promised: &[String], all: &[String]) -> Result<(), String> {
     let is = |file: &Found, text: &String| behind_trace(&file.octets).unwrap_or(&file.octets) == text.as_bytes();
-    let mut inodes = vec![None; all.len()];
     for file in files {
         let name = file.name.strip_suffix(":2,S").unwrap_or(&file.name);
         let sized = name.ends_with(&format!(",S={}", file.octets.len()));
-        let whole = sized && file.octets.starts_with(b"Return-Path:");
-        let text = all.iter().position(|text| whole && is(file, text));
-        let text = text.ok_or_else(|| format!("{} is not whole: {} octets", file.name, file.octets.len()))?;
-        if *inodes[text].get_or_insert(file.inode) != file.inode {
-            return Err(format!("there twice: {:?}", all[text].lines().nth(1)));
+        if !sized || !file.octets.starts_with(b"Return-Path:") || !all.iter().any(|text| is(file, text)) {
+            return Err(format!("{} is not whole: {} octets", file.name, file.octets.len()));
         }
     }
     let missing = promised.iter().find(|text| !files.iter().any(|file| is(file, text)));
     missing.map_or(Ok(()), |text| Err(format!("lost though it was promised: {:?}", text.lines().nth(1))))
 }
 
-/// Combinations that are all tried; where there are more, [`DRAWN`] others are drawn.
+/// The same for several Maildirs: what is promised, and all that there may be, with the number of its Maildir.
+pub fn judge_each(files: &[Vec<Found>], promised: &[Promise], all: &[Promise]) -> Result<(), String> {
+    let of = |promises: &[Promise], number| {
+        let mine = promises.iter().filter(|(maildir, _)| *maildir == number);
+        mine.map(|(_, text)| text.clone()).collect::<Vec<_>>()
+    };
+    let judged = files.iter().enumerate().map(|(number, files)| {
+        judge(files, &of(promised, number), &of(all, number)).map_err(|error| format!("Maildir {number}: {error}"))
+    });
+    judged.collect()
+}
+
+/// A Maildir, the main one being 0, and the text of a message in it.
+pub type Promise = (usize, String);
+
+/// Combinations that are all tried; where there are more, a quarter as many others are drawn.
 const COMBINATIONS_MAX: usize = 1024;
-const DRAWN: u64 = 256;
 
 /// Runs a fixed run anew for each of its operations, has the machine stop after it, and judges what it may find after the
 /// power cut. `run` returns what it was promised. The sum is that of moments and of states.
@@ -77,12 +84,23 @@ pub fn crash_everywhere(
     all: &[String],
     run: impl Fn(&ModelDisk) -> Vec<String>,
 ) -> Result<(usize, usize), String> {
+    let in_main = |texts: Vec<String>| texts.into_iter().map(|text| (0, text)).collect::<Vec<_>>();
+    crash_each_everywhere(disk, &in_main(all.to_vec()), COMBINATIONS_MAX, |disk| in_main(run(disk)))
+}
+
+/// The same for several Maildirs, with so many combinations before others are drawn.
+pub fn crash_each_everywhere(
+    disk: impl Fn() -> ModelDisk,
+    all: &[Promise],
+    combinations_max: usize,
+    run: impl Fn(&ModelDisk) -> Vec<Promise>,
+) -> Result<(usize, usize), String> {
     let mut states = 0;
     for moment in 0.. {
         let disk = disk().crash_after(moment);
         let promised = run(&disk);
         let check = |choices: &mut Choices, what: &dyn std::fmt::Display| {
-            judge(&disk.crash(choices), &promised, all)
+            judge_each(&disk.crash(choices), &promised, all)
                 .map_err(|error| format!("{error}; after operation {moment}, {what}:{}", disk.history()))
         };
         let mut choices = Choices::default();
@@ -92,18 +110,14 @@ pub fn crash_everywhere(
             if !choices.advance() {
                 break;
             }
-            if combination == COMBINATIONS_MAX {
-                for seed in 0..DRAWN {
+            if combination == combinations_max {
+                for seed in 0..combinations_max as u64 / 4 {
                     check(&mut Choices::drawn(seed), &format_args!("draw {seed}"))?;
                     states += 1;
                 }
                 break;
             }
         }
-        // One of them for another start: the least that may be left, or any.
-        let mut left = if moment % 2 == 0 { Choices::default() } else { Choices::drawn(moment as u64) };
-        restart(&disk, &mut left, &promised, all)
-            .map_err(|error| format!("{error}; first, after operation {moment}:{}", disk.history()))?;
         if !disk.is_dead() {
             return disk.violations().first().map_or(Ok((moment, states)), |violation| Err(violation.clone()));
         }
@@ -111,79 +125,20 @@ pub fn crash_everywhere(
     unreachable!()
 }
 
-/// Starts a server on what a power cut leaves, which takes one message more and loses none, nor does it in a second
-/// power cut.
-fn restart(disk: &ModelDisk, choices: &mut Choices, promised: &[String], all: &[String]) -> Result<(), String> {
-    let another = message(99, 200);
-    let with_another = |texts: &[String]| [texts, std::slice::from_ref(&another)].concat();
-    let (promised, all) = (with_another(promised), with_another(all));
-    let disk = disk.restarted(choices);
-    let mut world = World::new(&disk, MinFree::Usual, 0).map_err(|error| format!("no start after it: {error}"))?;
-    world.connect(vec![Mail { text: another.clone(), manner: Manner::Data }]);
-    world.run();
-    judge(&disk.crash(&mut Choices::default()), &promised, &all).map_err(|error| {
-        let verdicts: Vec<_> = world.verdicts().map(|(_, reply)| reply).collect();
-        format!("{error}; after another start, which said {verdicts:?}:{}", disk.history())
-    })
-}
-
 impl ModelDisk {
-    /// What a power cut leaves in `new/` and `cur/`, as `choices` will have it. All that `tmp/` holds is a leftover.
-    pub fn crash(&self, choices: &mut Choices) -> Vec<Found> {
-        self.crash_apart(choices).into_iter().flatten().flat_map(|(_, files)| files).collect()
-    }
-
-    /// The machine that starts on what is left. Of `tmp/` that is all that was ever there, half of it written: leftovers
-    /// of the same names that the next messages take.
-    fn restarted(&self, choices: &mut Choices) -> Self {
-        let disk = Self::new(Ends::AtOnce);
-        let Some(mut left) = self.crash_apart(choices) else { return disk };
+    /// What a power cut leaves in `new/` and `cur/` of each Maildir, as `choices` will have it. All that `tmp/` holds is a
+    /// leftover.
+    pub fn crash(&self, choices: &mut Choices) -> Vec<Vec<Found>> {
         let machine = self.0.borrow();
-        let tmp = machine.find(&Path::new(MAILDIR).join("tmp")).and_then(|tmp| machine.inodes[tmp].names.as_ref());
-        if let Some(tmp) = tmp {
-            let found = |(name, &inode): (&String, &usize)| {
-                let octets = &machine.inodes[inode].octets;
-                Found { name: name.clone(), inode, octets: Rc::new(octets[..octets.len() / 2].to_vec()) }
-            };
-            left.push(("tmp", tmp.seen.iter().chain(&tmp.durable).map(found).collect()));
-        }
-        let mut inodes = BTreeMap::new();
-        let directory = |machine: &mut Machine| machine.make(Some(Names::default()));
-        disk.name(MAILDIR, directory);
-        for (name, files) in left {
-            let path = format!("{MAILDIR}/{name}");
-            disk.name(&path, directory);
-            for file in files {
-                let known = inodes.get(&file.inode).copied();
-                let inode =
-                    disk.name(&format!("{path}/{}", file.name), |machine| known.unwrap_or_else(|| machine.make(None)));
-                inodes.insert(file.inode, inode);
-                disk.0.borrow_mut().inodes[inode].octets = file.octets;
+        // Which of their directories the power cut leaves: names that were never flushed may be gone.
+        let mut known = HashMap::new();
+        let mut directories: Vec<(usize, &Names)> = Vec::new();
+        for (number, maildir) in machine.maildirs.iter().enumerate() {
+            for name in ["new", "cur"] {
+                let left = find_left(&machine, &Path::new(maildir).join(name), &mut known, choices);
+                directories.extend(left.map(|names| (number, names)));
             }
         }
-        for inode in &mut disk.0.borrow_mut().inodes {
-            inode.durable = inode.octets.len();
-            inode.names.iter_mut().for_each(|names| names.durable = names.seen.clone());
-        }
-        disk
-    }
-
-    /// What a power cut leaves in each of `new/` and `cur/` that it leaves; `None` where it leaves no Maildir.
-    fn crash_apart(&self, choices: &mut Choices) -> Option<Vec<(&'static str, Vec<Found>)>> {
-        let machine = self.0.borrow();
-        let place = |name: &str| machine.find(&Path::new(MAILDIR).join(name));
-        // Directories on the way to the mail that the power cut takes away: their names were never flushed.
-        let mut is_left = |parent: Option<usize>, name: &str| {
-            let names = parent.and_then(|parent| machine.inodes[parent].names.as_ref());
-            let durable = names.is_some_and(|names| names.durable.contains_key(name));
-            durable || names.is_some_and(|names| names.seen.contains_key(name)) && choices.choose(2) == 1
-        };
-        if !is_left(machine.find(Path::new("/mail")), "Maildir") {
-            return None;
-        }
-        let left = ["new", "cur"].into_iter().filter(|name| is_left(place(""), name));
-        let directories: Vec<(&str, &Names)> =
-            left.filter_map(|name| Some((name, machine.inodes[place(name)?].names.as_ref()?))).collect();
         let mut dropped = Vec::new();
         let mut left: Vec<_> = directories.iter().map(|(_, names)| names.durable.clone()).collect();
         // Additions before removals, as a move's removal needs its addition.
@@ -200,21 +155,49 @@ impl ModelDisk {
                 }
             }
         }
+        // All names of a file show the same octets.
+        let mut contents: HashMap<usize, Rc<Vec<u8>>> = HashMap::new();
         let mut content = |(name, inode): (String, usize)| {
             let Inode { octets, durable, lost, .. } = &machine.inodes[inode];
-            let lengths = [*durable, durable.midpoint(octets.len()), octets.len()];
-            let options = if *durable == octets.len() {
-                1
-            } else if *lost {
-                2
-            } else {
-                3
-            };
-            let length = lengths[choices.choose(options)];
-            let octets = if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) };
-            Found { name, inode, octets }
+            let octets = contents.entry(inode).or_insert_with(|| {
+                let lengths = [*durable, durable.midpoint(octets.len()), octets.len()];
+                let options = if *durable == octets.len() {
+                    1
+                } else if *lost {
+                    2
+                } else {
+                    3
+                };
+                let length = lengths[choices.choose(options)];
+                if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) }
+            });
+            Found { name, inode, octets: Rc::clone(octets) }
         };
-        let files = directories.iter().zip(left);
-        Some(files.map(|((name, _), left)| (*name, left.into_iter().map(&mut content).collect())).collect())
+        let mut found = vec![Vec::new(); machine.maildirs.len()];
+        for ((number, _), names) in directories.iter().zip(left) {
+            found[*number].extend(names.into_iter().map(&mut content));
+        }
+        found
     }
+}
+
+/// The directory at `path`, unless the power cut takes away a name on the way to it.
+fn find_left<'a>(
+    machine: &'a Machine,
+    path: &Path,
+    known: &mut HashMap<(usize, String), bool>,
+    choices: &mut Choices,
+) -> Option<&'a Names> {
+    let mut directory = machine.find(Path::new("/mail"))?;
+    for name in path.iter().skip(2) {
+        let (names, name) = (machine.inodes[directory].names.as_ref()?, name.to_str()?);
+        let found = *names.seen.get(name)?;
+        let durable = names.durable.contains_key(name);
+        let key = (directory, name.to_owned());
+        if !*known.entry(key).or_insert_with(|| durable || choices.choose(2) == 1) {
+            return None;
+        }
+        directory = found;
+    }
+    machine.inodes[directory].names.as_ref()
 }
