@@ -22,6 +22,8 @@ pub enum Waiting {
     No,
     /// Its message is on its way to the store.
     ForDelivery,
+    /// There is no room for the file of its message yet.
+    ForRoom,
     /// It ends as soon as its replies are sent.
     ToClose,
     /// It ended; its place is free at the end of the turn.

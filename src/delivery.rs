@@ -2,22 +2,21 @@
 //!
 //! # Why this order
 //!
-//! 1. Create under `tmp/`, in all mailboxes, write, flush the file. 2. Only then move it to `new/`. 3. Flush the
+//! 1. Create under `tmp/` of all mailboxes, write, flush the file. 2. Only then move it to `new/`. 3. Flush the
 //!    directories, once for all that were moved. 4. Only then say so.
 //!
-//! A reader of `new/` sees a name only after its octets are on stable storage, so whatever a crash leaves there is whole.
-//! Moving first would be wrong: file systems that allocate late (ext4, XFS, btrfs, f2fs) may write the name before the
-//! octets, and a crash then leaves an empty file. The move itself is durable only after the directory's flush:
+//! A reader of `new/` sees a name only after its octets are on stable storage. Moving first would be wrong: file systems
+//! that allocate late (ext4, XFS, btrfs, f2fs) may write the name before the octets, and a crash then leaves an empty
+//! file. The move itself is durable only after the directory's flush:
 //!
-//! * *ext4*: the flush of the file commits the name in `tmp/`, not the later move; the flush of `new/` commits the
-//!   transaction that holds the move. Its repair on replacing a file by renaming does not apply, as names are new.
+//! * *ext4*: the file's flush commits the name in `tmp/`, not the later move; that of `new/` the transaction with the
+//!   move. Its repair on replacing a file by renaming does not apply, as names are new.
 //! * *f2fs*: by default a file's flush lets directory entries lag; the directory's flush forces a checkpoint.
-//! * *UBIFS*: both flushes empty the write buffer; room may turn out to be missing at the write, at the flush or at
-//!   the move, and each is checked.
+//! * *UBIFS*: both flushes empty the write buffer; room may turn out to be missing at any step, and each is checked.
 //! * *overlayfs*: both flushes go to the upper layer, which holds all three directories, so moves stay inside it.
 //! * *btrfs*: the flush of a file logs it under its first name; the directory's flush logs the move.
-//! * *NFS*: the flush commits to the server; the move is a synchronous call there, and the directory's flush costs
-//!   nothing. A lost reply to a link is recognised by the file itself.
+//! * *NFS*: the flush commits to the server, the move is a synchronous call. A lost reply to a link is recognised by the
+//!   file itself.
 //!
 //! `cur/` is flushed with `new/`: where metadata are not written in order, a reader that moves a message on before our
 //! flush could else leave neither name on the disk.
@@ -37,6 +36,7 @@
 use std::ffi::CString;
 use std::fmt::Write as _;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -328,11 +328,10 @@ impl<F: FileSystem> Store<F> {
     /// Writes octets of a message that is still coming. An error is kept for [`finish`](Self::finish).
     pub fn append(&mut self, key: usize, content: &[u8], now: Now) {
         let Some(delivery) = self.deliveries.get_mut(key).filter(|_| !content.is_empty()) else { return };
-        let count = delivery.copies.len();
         if delivery.size == 0 {
-            (0..count).for_each(|index| self.create(key, index, now));
+            self.copies(key).for_each(|index| self.create(key, index, now));
         }
-        for index in 0..count {
+        for index in self.copies(key) {
             let Some(delivery) = self.deliveries.get_mut(key) else { return };
             let Some(copy) = delivery.copies.get_mut(index).filter(|copy| copy.failure.is_none()) else { continue };
             if let Some(Err(error)) = copy.file.as_mut().map(|file| self.fs.write(file, content)) {
@@ -364,8 +363,7 @@ impl<F: FileSystem> Store<F> {
     /// Removes what is not published yet, as the process is about to end.
     pub fn abort(&mut self) {
         for key in 0..self.deliveries.capacity() {
-            let copies = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-            for index in 0..copies {
+            for index in self.copies(key) {
                 self.unlink(key, index, Place::Tmp);
             }
         }
@@ -465,30 +463,25 @@ impl<F: FileSystem> Store<F> {
     /// Opens the main Maildir. It is made only at the start, and what it lacks only where it was then: if it vanishes
     /// later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
     fn open_main(&mut self, start: bool) -> Result<(), PathError> {
-        let main = &mut self.maildirs[MAIN_KEY];
-        let path = main.path.clone();
+        let mut above = Vec::new();
+        let (path, root) = self.open_root(MAIN, start, &mut above)?;
         let at_root = |error| (path.clone(), error);
-        let mut root = self.fs.open_directory(&path, false);
-        let missing = start && root.is_err();
-        if missing {
-            root = self.fs.open_directory(&path, true);
-        }
-        let root = root.map_err(at_root)?;
         let device = self.fs.device(&root).map_err(at_root)?;
         let create = *self.device.get_or_insert(device) == device;
-        let made = main.open(&mut self.fs, &root, create)?;
-        if !start {
-            main.above.extend(made.then_some(root));
-            return Ok(());
+        let main = &mut self.maildirs[MAIN_KEY];
+        let opened = main.open(&mut self.fs, &root, create);
+        if start {
+            opened?;
+            // Whoever made these directories, and be it a moment ago: from now on their names are durable. We may not even
+            // read what is above one that we found.
+            let found =
+                self.fs.open_directory_in(&root, c"..", false).and_then(|above| self.fs.flush_directory(&above));
+            let flushed = self.fs.flush_directory(&root).and(if above.is_empty() { Ok(()) } else { found });
+            return flushed.map_err(at_root);
         }
-        // Whoever made these directories, and be it a moment ago: from now on their names are durable.
-        self.fs.flush_directory(&root).map_err(at_root)?;
-        let above = self.fs.open_directory_in(&root, c"..", false);
-        match above.and_then(|above| self.fs.flush_directory(&above)) {
-            Err(error) if missing => Err(at_root(error)),
-            // We may not even read what is above a directory that we found.
-            _ => Ok(()),
-        }
+        // To be flushed with the next group: something may have been made in it, now or the time before.
+        main.above = vec![root];
+        opened.map(drop)
     }
 
     /// Has destinations that begin with `//` be below `path`, which is made where it is missing, and with `create` all of
@@ -544,7 +537,8 @@ impl<F: FileSystem> Store<F> {
         let (path, root) = self.open_root(destination, self.create, &mut above)?;
         let mut maildir = Maildir { users: 1, ..Maildir::new(destination, path) };
         let made = maildir.open(&mut self.fs, &root, true)?;
-        above.extend(made.then_some(root));
+        // Also what was made the time before, when something failed.
+        above.extend(Some(root).filter(|_| made || self.create));
         maildir.above = above;
         Ok(self.maildirs.insert(maildir))
     }
@@ -559,36 +553,35 @@ impl<F: FileSystem> Store<F> {
     ) -> Result<(PathBuf, F::Directory), PathError> {
         let (base, below) = destination.split_once("//").unwrap_or((destination, ""));
         let (base, device) = match &self.mailboxes {
+            _ if destination == MAIN => (self.maildirs[MAIN_KEY].path.clone(), None),
             Some((path, device)) if base.is_empty() => (path.clone(), Some(*device)),
             _ => (PathBuf::from(base), None),
         };
         let path = base.join(below);
         let at_path = |error| (path.clone(), error);
-        let mut names = below.split('/').filter(|name| !name.is_empty());
-        let mut directory = self.fs.open_directory(&base, false);
-        let mut last = None;
-        if let (Err(error), Some(parent), true, "") = (&directory, base.parent(), create, below) {
-            if error.kind() == io::ErrorKind::NotFound {
-                directory = self.fs.open_directory(parent, false);
-                last = base.file_name().and_then(|name| name.to_str());
-            }
+        let is_missing = |found: &io::Result<F::Directory>| {
+            create && found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let mut found = self.fs.open_directory(&base, false);
+        if below.is_empty() && is_missing(&found) {
+            found = self.fs.open_directory(&base, true);
+            let made_in = found.as_ref().ok().map(|made| self.fs.open_directory_in(made, c"..", false));
+            above.extend(made_in.transpose().map_err(at_path)?);
         }
-        let mut directory = directory.map_err(at_path)?;
+        let mut directory = found.map_err(at_path)?;
         if device.is_some() && self.fs.device(&directory).ok() != device {
             return Err(at_path(io::Error::other("another file system is in its place")));
         }
-        while let Some(text) = last.take().or_else(|| names.next()) {
+        for text in below.split('/').filter(|name| !name.is_empty()) {
             let mut name = Name::new();
             let _ = name.write_str(text);
-            let found = match self.fs.open_directory_in(&directory, name.as_c_str(), false) {
-                Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
-                    let made = self.fs.open_directory_in(&directory, name.as_c_str(), true).map_err(at_path)?;
-                    above.push(std::mem::replace(&mut directory, made));
-                    continue;
-                }
-                found => found,
-            };
-            directory = found.map_err(at_path)?;
+            let found = self.fs.open_directory_in(&directory, name.as_c_str(), false);
+            if is_missing(&found) {
+                let made = self.fs.open_directory_in(&directory, name.as_c_str(), true).map_err(at_path)?;
+                above.push(std::mem::replace(&mut directory, made));
+            } else {
+                directory = found.map_err(at_path)?;
+            }
         }
         Ok((path, directory))
     }
@@ -752,8 +745,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Moves a message to `new/` of all its mailboxes, where it waits for the flush of their directories.
     fn publish(&mut self, key: usize, now: Now) {
-        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-        for index in 0..count {
+        for index in self.copies(key) {
             if let Err(error) = self.publish_copy(key, index) {
                 self.fail(key, "move to new/", &error, now, |at, _| at == index);
             }
@@ -869,8 +861,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Forgets a message, with the names that it has.
     fn remove(&mut self, key: usize) {
-        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-        for index in 0..count {
+        for index in self.copies(key) {
             self.unlink(key, index, Place::New);
         }
         let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
@@ -879,6 +870,11 @@ impl<F: FileSystem> Store<F> {
             self.release(copy.maildir);
         }
         self.spare.push(delivery.copies);
+    }
+
+    /// The places of a message's copies.
+    fn copies(&self, key: usize) -> Range<usize> {
+        0..self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len())
     }
 
     /// Closes a Maildir that nothing is on its way into any more.
@@ -906,7 +902,10 @@ impl<F: FileSystem> Store<F> {
         let name = delivery.name(attempt, place, &self.host);
         delivery.copies[index].place = Place::Nowhere;
         if let Err(error) = remove(&mut self.fs, directory, &name) {
-            error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            // One line for all that follow.
+            if self.litter.is_empty() {
+                error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            }
             if maildir == MAIN_KEY && self.litter.len() < LITTER_MAX {
                 self.litter.push((place, name));
             }
@@ -933,8 +932,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Refuses the copies that were hit, or all where they belong together; their names are removed.
     fn refuse(&mut self, key: usize, reply: Reply, hit: impl Fn(usize, &Copy<F>) -> bool) {
-        let count = self.deliveries.get(key).map_or(0, |delivery| delivery.copies.len());
-        for index in 0..count {
+        for index in self.copies(key) {
             let Some(delivery) = self.deliveries.get_mut(key) else { return };
             if !delivery.apart || hit(index, &delivery.copies[index]) {
                 delivery.copies[index].failure.get_or_insert(reply);

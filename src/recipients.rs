@@ -26,19 +26,42 @@ const NAME_OCTETS_MAX: usize = 255;
 /// Octets of the longest reply that a table can give.
 const REPLY_LINE_OCTETS_MAX: usize = 500;
 
+/// Aliases that lead from one to the next, at most.
+const ALIASES_MAX: u32 = 16;
+
 /// What the table says of an address.
 #[derive(Debug)]
 enum Rule {
-    /// It has these destinations, none for mail that is dropped.
-    Destinations(Vec<String>),
+    /// Its mail goes there, or nowhere.
+    Targets(Vec<Target>),
     Reject,
     /// It is answered with this line, so many times more; then as if the rule were not there.
     Reply(String, Cell<u32>),
 }
 
+#[derive(Debug)]
+enum Target {
+    Destination(String),
+    /// Another address of this server, as it is looked up.
+    Address(String),
+}
+
+/// A line and a column of the table, and what is wrong there.
+type Wrong = (usize, usize, String);
+
+/// Whether a Maildir is there: asked with a destination, and whether it may be made.
+pub type Exists<'a> = &'a mut dyn FnMut(&str, bool) -> Result<(), Reply>;
+
 /// All that is known of recipients. Looking one up allocates nothing, and takes as long in a large table as in a small one.
 #[derive(Debug, Default)]
 pub struct Recipients {
+    table: Table,
+    /// Memory for looking up: the address, it without its tag, a destination.
+    buffers: [String; 3],
+}
+
+#[derive(Debug, Default)]
+struct Table {
     /// Those served, in lower case; none for all.
     domains: HashSet<String>,
     /// `.example.org` for all domains below it.
@@ -46,22 +69,14 @@ pub struct Recipients {
     /// Whose a recipient without a domain is.
     own_domain: String,
     rules: HashMap<String, Rule>,
-    /// There is a table, so who is not in it has no mailbox.
-    listed: bool,
+    /// Who has neither a rule nor a Maildir has no mailbox.
+    closed: bool,
     /// Mailboxes are below a directory; in one directory for each domain unless there is only one.
     mailboxes: bool,
     one_domain: bool,
     create: bool,
     delimiter: Option<char>,
-    /// Memory for looking up: the address, it without its tag, a destination, its folder for the tag.
-    address: String,
-    untagged: String,
-    destination: String,
-    folder: String,
 }
-
-/// Whether a Maildir is there: asked with a destination, and whether it may be made.
-pub type Exists<'a> = &'a mut dyn FnMut(&str, bool) -> Result<(), Reply>;
 
 impl Recipients {
     /// Reads what `config` says, and the table that it names.
@@ -69,33 +84,30 @@ impl Recipients {
     /// # Errors
     /// What is wrong in the table, as `file:line:column: what`, or that it can't be read.
     pub fn load(config: &Config) -> Result<Self, String> {
-        let mut recipients = Self {
-            own_domain: config.protocol.hostname.to_ascii_lowercase(),
-            listed: config.recipients.is_some(),
+        let named = || config.domains.iter().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase());
+        let suffixes: Vec<_> = named().filter_map(|domain| domain.strip_prefix('*').map(str::to_owned)).collect();
+        let domains: Vec<_> = named().filter(|domain| !domain.starts_with('*')).collect();
+        let mut table = Table {
+            own_domain: domains.first().unwrap_or(&config.protocol.hostname).to_ascii_lowercase(),
+            one_domain: domains.len() == 1 && suffixes.is_empty(),
+            domains: domains.into_iter().collect(),
+            suffixes,
+            closed: config.recipients.is_some() || config.mailboxes.is_some(),
             mailboxes: config.mailboxes.is_some(),
             create: config.create_mailboxes,
             delimiter: config.subaddress_delimiter,
-            ..Self::default()
+            ..Table::default()
         };
-        for domain in config.domains.iter().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase()) {
-            match domain.strip_prefix('*') {
-                Some(suffix) => recipients.suffixes.push(suffix.to_owned()),
-                None => drop(recipients.domains.insert(domain)),
-            }
-        }
-        if let Some(domain) = config.domains.first().filter(|domain| !domain.starts_with('*')) {
-            recipients.own_domain = domain.trim_end_matches('.').to_ascii_lowercase();
-            recipients.one_domain = config.domains.len() == 1;
-        }
         if let Some(file) = &config.recipients {
             let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
             let wrong = |(line, column, what): Wrong| format!("{}:{line}:{column}: {what}", file.display());
-            recipients.read_table(&text).map_err(wrong)?;
+            table.read(&text).map_err(wrong)?;
         }
-        Ok(recipients)
+        Ok(Self { table, ..Self::default() })
     }
 
-    /// Finds the destinations of a recipient and gives them to `take`, none for mail that is dropped.
+    /// Finds the destinations of a recipient and gives them to `take`, none for mail that is dropped, and some perhaps
+    /// twice.
     ///
     /// # Errors
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says, or what `exists`
@@ -106,171 +118,175 @@ impl Recipients {
         exists: Exists<'_>,
         take: &mut dyn FnMut(&str),
     ) -> Result<(), Refusal<'_>> {
-        let serves_all = self.serves_all();
-        let Self { address, untagged, destination, folder, rules, .. } = self;
-        normalize(path, &self.own_domain, address);
-        let (local_part, domain) = address.split_at(address.rfind('@').unwrap_or(0));
-        // Ways of old to have mail sent on, in which the local part is the true address.
-        let routed = local_part.contains(['@', '%', '!']) && !rules.contains_key(address.as_str());
-        let served = path.domain().is_none() || serves(&self.domains, &self.suffixes, &domain[1..]);
-        if !serves_all && (routed || !served) {
+        let Self { table, buffers: [address, untagged, destination] } = self;
+        normalize(path, &table.own_domain, address);
+        let (local_part, domain) = split(address);
+        let all = table.domains.is_empty() && table.suffixes.is_empty();
+        // Ways of old to have mail sent on: in such a local part stands the true address.
+        let routed = local_part.contains(['@', '%', '!']) && !table.rules.contains_key(address.as_str());
+        if !all && (routed || path.domain().is_some() && !table.serves(&domain[1..])) {
             return Err(Reply::RELAYING_DENIED.into());
         }
         // `user+tag` is `user` where it is not known by its whole name.
-        let split = self.delimiter.and_then(|delimiter| local_part.split_once(delimiter));
-        let (user, tag) = match split.filter(|(user, _)| !user.is_empty()) {
-            Some((user, tag)) => (user, Some(tag)),
-            None => (local_part, None),
-        };
+        let tagged = table.delimiter.and_then(|delimiter| local_part.split_once(delimiter));
+        let tagged = tagged.filter(|(user, _)| !user.is_empty());
+        let (user, tag) = tagged.map_or((local_part, None), |(user, tag)| (user, Some(tag)));
         untagged.clear();
         untagged.extend([user, domain]);
-        let names: [(&str, Option<&str>); 5] =
-            [(address, None), (untagged, tag), (local_part, None), (user, tag), (domain, None)];
-        let mut unlisted = !self.listed && !self.mailboxes;
-        for (name, tag) in names {
-            match rules.get(name) {
-                None => {}
-                Some(Rule::Reject) => return Err(Reply::NO_SUCH_MAILBOX.into()),
-                Some(Rule::Reply(_, left)) if left.get() == 0 => unlisted = true,
-                Some(Rule::Reply(line, left)) => {
-                    left.set(left.get() - u32::from(left.get() != u32::MAX));
-                    return Err(Refusal::Line(line));
-                }
-                Some(Rule::Destinations(destinations)) => {
-                    let tag = tag.filter(|_| destinations.len() == 1);
-                    for destination in destinations {
-                        take_with_folder(destination, tag, self.create, folder, exists, take)?;
-                    }
-                    return Ok(());
-                }
+        let names = [(&**address, None), (untagged, tag), (local_part, None), (user, tag), (domain, None)];
+        if !table.look_up(&names, ALIASES_MAX, destination, exists, take)? {
+            // Somebody always answers for this server (RFC 5321 4.5.1).
+            if table.closed && user != "postmaster" {
+                return Err(Reply::NO_SUCH_MAILBOX.into());
             }
+            take(MAIN);
         }
-        if self.mailboxes {
-            let parent = if self.one_domain { "" } else { &domain[1..] };
-            if tag.is_some() && mailbox(parent, local_part, destination) && exists(destination, false).is_ok() {
-                take(destination);
-                return Ok(());
-            }
-            if mailbox(parent, user, destination) {
-                match take_with_folder(destination, tag, self.create, folder, exists, take) {
-                    Err(Reply::NO_SUCH_MAILBOX) => {}
-                    taken => return Ok(taken?),
-                }
-            }
-        }
-        // Somebody always answers for this server (RFC 5321 4.5.1).
-        if !unlisted && user != "postmaster" {
-            return Err(Reply::NO_SUCH_MAILBOX.into());
-        }
-        take(MAIN);
-        Ok(())
-    }
-
-    fn serves_all(&self) -> bool {
-        self.domains.is_empty() && self.suffixes.is_empty()
-    }
-
-    /// Reads the table, one rule a line.
-    fn read_table(&mut self, text: &str) -> Result<(), Wrong> {
-        // Addresses that stand for others, with what each stands for and where that is said.
-        let mut aliases: HashMap<String, Vec<Target>> = HashMap::new();
-        for (line, content) in (1..).zip(text.lines()) {
-            let column = |part: &str| content[..part.as_ptr() as usize - content.as_ptr() as usize].chars().count() + 1;
-            let rule = content.split_once('#').filter(|(before, _)| before.ends_with([' ', '\t']) || before.is_empty());
-            let rule = rule.map_or(content, |(rule, _)| rule).trim();
-            if rule.is_empty() {
-                continue;
-            }
-            let (name, value) =
-                rule.split_once([' ', '\t']).ok_or((line, column(rule), "an address alone".to_owned()))?;
-            let value = value.trim_start();
-            let key = key(name.trim_end_matches(':'), &self.own_domain);
-            let key = key.ok_or_else(|| (line, column(name), format!("\"{name}\" is no address")))?;
-            if self.rules.contains_key(&key) || aliases.contains_key(&key) {
-                return Err((line, column(name), format!("{name} has a rule already")));
-            }
-            if let Some((_, domain)) = key.rsplit_once('@') {
-                self.domains.insert(domain.to_owned());
-            }
-            let (word, rest) = value.split_at(value.find([' ', '\t']).unwrap_or(value.len()));
-            match (word, rest.trim_start()) {
-                ("reject", "") => drop(self.rules.insert(key, Rule::Reject)),
-                ("discard", "") => drop(self.rules.insert(key, Rule::Destinations(Vec::new()))),
-                ("reply", reply) => {
-                    let rule = reply_rule(reply).ok_or_else(|| {
-                        (line, column(reply), "a reply is as `452 4.2.2 Mailbox full`, perhaps with `for 3`".to_owned())
-                    })?;
-                    self.rules.insert(key, rule);
-                }
-                _ => {
-                    let targets = value.split(',').map(|target| {
-                        let text = target.trim();
-                        (text.to_owned(), line, column(text))
-                    });
-                    aliases.insert(key, targets.collect());
-                }
-            }
-        }
-        for name in aliases.keys() {
-            let mut destinations = Vec::new();
-            self.flatten(name, &aliases, &mut Vec::new(), &mut destinations)?;
-            self.rules.insert(name.clone(), Rule::Destinations(destinations));
-        }
-        Ok(())
-    }
-
-    /// Gathers the destinations of an alias, also by way of others.
-    fn flatten<'a>(
-        &self,
-        name: &'a str,
-        aliases: &'a HashMap<String, Vec<Target>>,
-        way: &mut Vec<&'a str>,
-        destinations: &mut Vec<String>,
-    ) -> Result<(), Wrong> {
-        way.push(name);
-        for (text, line, column) in aliases.get(name).into_iter().flatten() {
-            let wrong = |what: &str| Err((*line, *column, format!("\"{text}\" {what}")));
-            let mut found = Vec::new();
-            if text.starts_with(['/', '.']) {
-                found.push(text.trim_end_matches('/').to_owned());
-            } else {
-                let Some(key) = key(text, &self.own_domain) else { return wrong("is neither an address nor a path") };
-                let (user, domain) = key.rfind('@').map_or((&key[..], ""), |at| key.split_at(at));
-                let known = |name: &&str| aliases.contains_key(*name) || self.rules.contains_key(*name);
-                let name = [&key, user, domain].into_iter().find(known).unwrap_or_default();
-                match (aliases.get_key_value(name), self.rules.get(name)) {
-                    (Some((alias, _)), _) if way.contains(&alias.as_str()) => return wrong("leads back to itself"),
-                    (Some((alias, _)), _) => self.flatten(alias, aliases, way, &mut found)?,
-                    (None, Some(Rule::Destinations(more))) => found.extend_from_slice(more),
-                    (None, Some(_)) => return wrong("is refused"),
-                    (None, None) => {
-                        let parent = domain.get(1..).unwrap_or(&self.own_domain);
-                        let mut destination = String::new();
-                        let parent = if self.one_domain { "" } else { parent };
-                        let served = domain.is_empty() || serves(&self.domains, &self.suffixes, &domain[1..]);
-                        if !served || !self.mailboxes || !mailbox(parent, user, &mut destination) {
-                            return wrong("has no mailbox here, and this server sends nothing on");
-                        }
-                        found.push(destination);
-                    }
-                }
-            }
-            found.retain(|destination| !destinations.contains(destination));
-            destinations.append(&mut found);
-        }
-        way.pop();
         Ok(())
     }
 }
 
-/// A line and a column of the table, and what is wrong there.
-type Wrong = (usize, usize, String);
+impl Table {
+    fn serves(&self, domain: &str) -> bool {
+        self.domains.contains(domain) || self.suffixes.iter().any(|suffix| domain.ends_with(suffix.as_str()))
+    }
 
-/// What an alias stands for, and the line and column that say so.
-type Target = (String, usize, usize);
+    /// Finds what the first of `names` has that has something: rules of each, then Maildirs of the first two. Those with
+    /// a tag beside them may have a folder for it. False where none has anything.
+    fn look_up(
+        &self,
+        names: &[(&str, Option<&str>)],
+        aliases_left: u32,
+        buffer: &mut String,
+        exists: Exists<'_>,
+        take: &mut dyn FnMut(&str),
+    ) -> Result<bool, Refusal<'_>> {
+        let mut known = false;
+        for &(name, tag) in names {
+            match self.rules.get(name) {
+                None => {}
+                Some(Rule::Reject) => return Err(Reply::NO_SUCH_MAILBOX.into()),
+                Some(Rule::Reply(_, left)) if left.get() == 0 => known = true,
+                Some(Rule::Reply(line, left)) => {
+                    left.set(left.get() - u32::from(left.get() != u32::MAX));
+                    return Err(Refusal::Line(line));
+                }
+                Some(Rule::Targets(targets)) => {
+                    for target in targets {
+                        match target {
+                            Target::Destination(destination) => {
+                                buffer.clear();
+                                buffer.push_str(destination);
+                                let tag = tag.filter(|_| targets.len() == 1);
+                                take_with_folder(buffer, tag, self.create, exists, take)?;
+                            }
+                            Target::Address(address) => {
+                                let (user, domain) = split(address);
+                                let names = [(&**address, None), (user, None), (domain, None)];
+                                let more = aliases_left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
+                                if !self.look_up(&names, more, buffer, exists, take)? {
+                                    return Err(Reply::NO_SUCH_MAILBOX.into());
+                                }
+                            }
+                        }
+                    }
+                    return Ok(true);
+                }
+            }
+        }
+        for &(name, tag) in names.iter().take(2).filter(|_| self.mailboxes) {
+            let (user, domain) = split(name);
+            buffer.clear();
+            buffer.push_str("//");
+            let parent = self.one_domain || encode(domain.get(1..).unwrap_or(&self.own_domain), buffer);
+            buffer.push_str(if self.one_domain { "" } else { "/" });
+            // The whole name, which may hold a tag, comes first, and nothing is made for it.
+            let create = self.create && (tag.is_some() || names[0].0 == names[1].0);
+            if parent && encode(user, buffer) {
+                match take_with_folder(buffer, tag, create, exists, take) {
+                    Err(Reply::NO_SUCH_MAILBOX) => {}
+                    taken => return Ok(taken.map(|()| true)?),
+                }
+            }
+        }
+        if known {
+            take(MAIN);
+        }
+        Ok(known)
+    }
 
-fn serves(domains: &HashSet<String>, suffixes: &[String], domain: &str) -> bool {
-    domains.contains(domain) || suffixes.iter().any(|suffix| domain.ends_with(suffix.as_str()))
+    /// Reads the text of the table, one rule a line.
+    fn read(&mut self, text: &str) -> Result<(), Wrong> {
+        // Addresses that others stand for, and where that is said.
+        let mut aliases = Vec::new();
+        for (line, content) in (1..).zip(text.lines()) {
+            let column = |part: &str| content[..part.as_ptr() as usize - content.as_ptr() as usize].chars().count() + 1;
+            let comment =
+                content.split_once('#').filter(|(before, _)| before.is_empty() || before.ends_with([' ', '\t']));
+            let rule = comment.map_or(content, |(rule, _)| rule).trim();
+            if rule.is_empty() {
+                continue;
+            }
+            let wrong = |part: &str, what: &str| (line, column(part), format!("\"{part}\" {what}"));
+            let (name, value) = rule.split_at(rule.find([' ', '\t']).unwrap_or(rule.len()));
+            let value = value.trim_start();
+            let (word, rest) = value.split_at(value.find([' ', '\t']).unwrap_or(value.len()));
+            let rule = match (word, rest.trim_start()) {
+                ("reject", "") => Rule::Reject,
+                ("discard", "") => Rule::Targets(Vec::new()),
+                ("reply", reply) => reply_rule(reply).ok_or_else(|| {
+                    wrong(reply, "is no reply such as `452 4.2.2 Mailbox full`, perhaps with `for 3`")
+                })?,
+                _ => {
+                    let target = |target: &str| {
+                        let text = target.trim();
+                        if text.starts_with(['/', '.']) {
+                            return Ok(Target::Destination(text.trim_end_matches('/').to_owned()));
+                        }
+                        let key = self.key(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
+                        aliases.push((key.clone(), wrong(text, "")));
+                        Ok(Target::Address(key))
+                    };
+                    Rule::Targets(value.split(',').map(target).collect::<Result<_, _>>()?)
+                }
+            };
+            let key = self.key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
+            if let Some(domain) = split(&key).1.get(1..) {
+                self.domains.insert(domain.to_owned());
+            }
+            if self.rules.insert(key, rule).is_some() {
+                return Err(wrong(name, "has a rule already"));
+            }
+        }
+        for (address, (line, column, text)) in aliases {
+            let (user, domain) = split(&address);
+            let names = [(&*address, None), (user, None), (domain, None)];
+            let found = self.look_up(&names, ALIASES_MAX, &mut String::new(), &mut |_, _| Ok(()), &mut |_| {});
+            let what = match found {
+                Ok(true) if domain.is_empty() || self.serves(&domain[1..]) => continue,
+                Err(Refusal::Reply(Reply::ALIAS_LOOP)) => "leads back to itself",
+                Err(_) => "is refused",
+                Ok(_) => "has no mailbox here, and this server sends nothing on",
+            };
+            return Err((line, column, text + what));
+        }
+        Ok(())
+    }
+
+    /// An address of the table, as it is looked up: with a domain, without one for any, or a domain alone.
+    fn key(&self, text: &str) -> Option<String> {
+        let of_all = text.starts_with('@');
+        let whole = if of_all { format!("all{text}") } else { text.to_owned() };
+        let path = Path::mailbox(&whole, Syntax { strict: false })?;
+        let mut key = String::new();
+        normalize(&path, &self.own_domain, &mut key);
+        let (local_part, domain) = split(&key);
+        Some(if of_all { domain } else { path.domain().map_or(local_part, |_| &key) }.to_owned())
+    }
+}
+
+/// The parts of an address before its last `@` and from there on.
+fn split(address: &str) -> (&str, &str) {
+    address.split_at(address.rfind('@').unwrap_or(address.len()))
 }
 
 /// Writes an address as it is looked up: no quotes, lower case, no dot at its end.
@@ -280,22 +296,6 @@ fn normalize(path: &Path<'_>, own_domain: &str, address: &mut String) {
     address.push('@');
     address.push_str(path.domain().unwrap_or(own_domain).trim_end_matches('.'));
     address.make_ascii_lowercase();
-}
-
-/// An address of the table, as it is looked up: with a domain, without one for any, or a domain alone.
-fn key(text: &str, own_domain: &str) -> Option<String> {
-    let mut key = String::new();
-    if text.starts_with('@') {
-        let path = format!("any{text}");
-        normalize(&Path::mailbox(&path, Syntax { strict: false })?, own_domain, &mut key);
-        return key.strip_prefix("any").map(str::to_owned);
-    }
-    let path = Path::mailbox(text, Syntax { strict: false })?;
-    normalize(&path, own_domain, &mut key);
-    if path.domain().is_none() {
-        key.truncate(key.rfind('@')?);
-    }
-    Some(key)
 }
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
@@ -313,34 +313,24 @@ fn reply_rule(text: &str) -> Option<Rule> {
 
 /// Gives a destination to `take`, or its folder for the tag where it has one (Maildir++: `.tag`).
 fn take_with_folder(
-    destination: &str,
+    destination: &mut String,
     tag: Option<&str>,
     create: bool,
-    folder: &mut String,
     exists: Exists<'_>,
     take: &mut dyn FnMut(&str),
 ) -> Result<(), Reply> {
+    let octets = destination.len();
     if let Some(tag) = tag {
-        folder.clear();
-        folder.extend([destination, if destination.contains("//") { "/." } else { "//." }]);
-        if encode(tag, folder) && exists(folder, false).is_ok() {
-            take(folder);
+        destination.push_str(if destination.contains("//") { "/." } else { "//." });
+        if encode(tag, destination) && exists(destination, false).is_ok() {
+            take(destination);
             return Ok(());
         }
+        destination.truncate(octets);
     }
     exists(destination, create)?;
     take(destination);
     Ok(())
-}
-
-/// Writes the destination of a mailbox below the directory of mailboxes; false where it can have none.
-fn mailbox(domain: &str, user: &str, destination: &mut String) -> bool {
-    destination.clear();
-    destination.push_str("//");
-    let separator = if domain.is_empty() { "" } else { "/" };
-    let parent = domain.is_empty() || encode(domain, destination);
-    destination.push_str(separator);
-    parent && encode(user, destination)
 }
 
 /// Writes what may be any text as the name of a file; false where it is empty, or too long for one.

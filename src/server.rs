@@ -234,7 +234,10 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             keys.push(key);
         }
         while let Some(key) = if self.store.is_full() { None } else { self.stalled.pop() } {
-            self.schedule(key);
+            if let Some(connection) = self.connections.get_mut(key).filter(|it| it.waiting == Waiting::ForRoom) {
+                connection.waiting = Waiting::No;
+                self.schedule(key);
+            }
         }
         for &key in &keys {
             self.reply(key);
@@ -272,6 +275,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
                 return;
             }
             if self.store.is_full() && connection.delivery.is_none() && connection.session.transaction().is_some() {
+                connection.waiting = Waiting::ForRoom;
                 return self.stalled.push(key);
             }
             if connection.hungry && !connection.readable {
@@ -449,7 +453,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         let mut soonest: Option<Instant> = None;
         for key in 0..self.connections.capacity() {
             let Some(connection) = self.connections.get_mut(key) else { continue };
-            if connection.waiting == Waiting::ForDelivery {
+            if matches!(connection.waiting, Waiting::ForDelivery | Waiting::ForRoom) {
                 connection.deadline = now.instant + self.timeout;
             }
             if connection.deadline > now.instant {

@@ -42,10 +42,10 @@ const _: () = {
     assert!(offset_of!(Iocb, flags) == 56 && offset_of!(Iocb, event) == 60);
 };
 
-/// The result that an event tells: 0, or the number of an error below it.
-fn result_of(result: i64) -> io::Result<()> {
-    let errno = || i32::try_from(result.wrapping_neg()).unwrap_or(libc::EIO);
-    if result >= 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno())) }
+/// What the result of an event says: an error is its number, below 0.
+fn result_of(event: i64) -> io::Result<()> {
+    let errno = i32::try_from(event.wrapping_neg()).unwrap_or(libc::EIO);
+    if errno > 0 { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
 }
 
 /// An AIO context with the eventfd it reports to. Once its queues have grown to what is used, nothing is allocated.

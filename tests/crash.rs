@@ -11,7 +11,7 @@ use mailchute::smtp::session::Outcome;
 use mailchute::smtp::trace::MessageIds;
 use model::hand::{Random, first_wall, message};
 use model::peer::{Mail, Manner, World};
-use model::power_cut::crash_everywhere;
+use model::power_cut::{Choices, crash_everywhere, judge};
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
 use std::ffi::CString;
@@ -163,6 +163,58 @@ fn a_power_cut_after_a_failed_flush_loses_none_either() {
     println!("after a failed flush: {moments} moments of a power cut, {states} states after it");
 }
 
+/// Clients of a server whose `new/` is removed, and made again: before the first of them talks, or while it does.
+fn converse_without_new(disk: &ModelDisk, seed: u64, before: bool) -> Vec<String> {
+    let Ok(mut world) = World::new(disk, MinFree::Usual, seed) else { return Vec::new() };
+    let mail = |number: usize| Mail { text: messages()[number].clone(), manner: Manner::Data };
+    if !before {
+        world.connect(Vec::new());
+        world.run();
+    }
+    disk.remove_directory(&format!("{MAILDIR}/new"));
+    world.connect(vec![mail(0), mail(1)]);
+    world.connect(vec![mail(2), mail(4)]);
+    world.run();
+    world.promised()
+}
+
+#[test]
+fn a_directory_that_is_made_again_has_its_name_on_the_disk_before_the_next_250() {
+    for before in [true, false] {
+        sweep("new/ is made again", 4, &messages(), |disk, seed| {
+            let promised = converse_without_new(disk, seed, before);
+            assert!(disk.is_dead() || promised.len() >= if before { 4 } else { 2 }, "{} promised", promised.len());
+            promised
+        });
+    }
+}
+
+/// What goes wrong between the making of a directory and the next message must not have its name forgotten. Only a failed
+/// flush of that very name can't be made good.
+#[test]
+fn a_directory_that_is_made_again_has_its_name_on_the_disk_though_something_fails_meanwhile() {
+    for (before, seed) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
+        let plain = ModelDisk::new(Ends::Told);
+        converse_without_new(&plain, seed, before);
+        let started = plain.operations().iter().position(|&kind| kind == Kind::IsSame).expect("a check");
+        for (index, kind) in plain.operations().into_iter().enumerate().skip(started) {
+            if kind == Kind::EndDirectoryFlush {
+                continue;
+            }
+            let disk = ModelDisk::new(Ends::Told);
+            disk.fail(index + 1, 1, Errno::IO);
+            let promised = converse_without_new(&disk, seed, before);
+            judge(&disk.crash(&mut Choices::default()), &promised, &messages()).unwrap_or_else(|error| {
+                panic!(
+                    "before: {before}, seed {seed}, operation {} ({kind:?}) fails: {error}:{}",
+                    index + 1,
+                    disk.history()
+                )
+            });
+        }
+    }
+}
+
 /// How to store a message, right and wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -176,6 +228,7 @@ enum Way {
     FlushesFileAgainAfterFailure,
     FlushesDirectoryAgainAfterFailure,
     FlushesFileTwiceAtOnce,
+    StoresTwice,
 }
 
 /// A delivery of a few messages, one after the other, which knows nothing of groups.
@@ -214,6 +267,13 @@ fn store_naively(disk: &ModelDisk, way: Way, promised: &mut Vec<String>) -> std:
         }
         if way == Way::FlushesFileTwiceAtOnce {
             flush(Flush::File(&file), false)?;
+        }
+        if way == Way::StoresTwice {
+            let again = CString::new(format!("again,S={}", text.len())).expect("a name");
+            let mut file = fs.create(&tmp, &again)?;
+            fs.write(&mut file, text.as_bytes())?;
+            flush(Flush::File(&file), true)?;
+            fs.rename(&tmp, &again, &new, &again)?;
         }
         let flushed = flush(Flush::File(&file), way != Way::PromisesBeforeTheFlushEnds);
         match flushed {
@@ -272,6 +332,7 @@ fn planted_mistakes_are_found() {
         (Way::FlushesFileAgainAfterFailure, Some(Kind::EndFileFlush), "is not whole"),
         (Way::FlushesDirectoryAgainAfterFailure, Some(Kind::EndDirectoryFlush), "lost"),
         (Way::FlushesFileTwiceAtOnce, None, "two flushes on one descriptor"),
+        (Way::StoresTwice, None, "there twice"),
     ] {
         assert_eq!(find(Way::Right, failing), None, "what is right was found wrong");
         let found = find(way, failing).unwrap_or_default();

@@ -66,7 +66,8 @@ fn connect_all(world: &mut World, messages: &[String], large: bool) {
     world.connect(vec![mail_by(Manner::ChunksAfterOthers(if large { 78_000 } else { 100 }), &messages[6])]);
 }
 
-/// What must be true after every run, whatever failed. `tidy` when nothing kept the server from removing files.
+/// What must be true after every run, whatever failed. `tidy` when nothing kept the server from removing files; what it
+/// could not remove then it removes when the disk is well again.
 fn check(world: &mut World, messages: &[String], tidy: bool) -> Result<(), String> {
     let promised = world.promised();
     let (new, tmp) = (world.disk.files("new"), world.disk.files("tmp"));
@@ -81,10 +82,16 @@ fn check(world: &mut World, messages: &[String], tidy: bool) -> Result<(), Strin
     }
     // The cause is gone: mail is taken again.
     world.disk.heal();
+    world.pass(SECOND);
     let client = world.connect(vec![mail(&messages[7])]);
     world.run();
     if !world.clients[client].verdicts.iter().any(|(_, reply)| reply.starts_with("250")) {
         return Err(format!("refuses mail for ever: {:?}", world.clients[client].verdicts));
+    }
+    let (promised, new, tmp) = (world.promised(), world.disk.files("new"), world.disk.files("tmp"));
+    judge(&new, &promised, messages)?;
+    if new.len() != promised.len() || !tmp.is_empty() {
+        return Err(format!("in the end {} promised, {} in new/, {} in tmp/", promised.len(), new.len(), tmp.len()));
     }
     if let Some(violation) = world.disk.violations().first() {
         return Err(violation.clone());
@@ -300,8 +307,12 @@ fn a_flush_that_fails_during_a_probe_begins_no_second_one() {
 #[test]
 fn below_the_floor_of_free_space_mail_is_refused_early() {
     let space = |free| Space { free, total: 1 << 40, free_files: 1000 };
-    for (min_free, floor) in [(MinFree::Octets(1 << 20), 1 << 20), (MinFree::Usual, 16 << 20), (MinFree::Octets(0), 0)]
-    {
+    for (min_free, floor) in [
+        (MinFree::Octets(1 << 20), 1 << 20),
+        (MinFree::Usual, 16 << 20),
+        (MinFree::Octets(0), 0),
+        (MinFree::Percent(0), 0),
+    ] {
         let disk = ModelDisk::new(Ends::AtOnce);
         disk.set_space(space(floor + 1000));
         let mut world = World::new(&disk, min_free, 0).expect("a Maildir");
@@ -482,6 +493,81 @@ fn flushes_under_way_are_bounded() {
     }
     world.run();
     assert_eq!(world.promised().len(), FLUSHES_MAX + 50);
+}
+
+#[test]
+fn sessions_wait_while_as_many_files_are_open_as_may_be() {
+    const FILES: usize = 2;
+    let (mut world, _) = world_with_flushes(0);
+    world.server.store().limit_files(FILES);
+    // The others are those of the Maildir.
+    let others = world.disk.open_descriptors();
+    let text = |number: usize| message(number, if number.is_multiple_of(3) { 70_000 } else { 200 });
+    for number in 0..10 {
+        world.connect(vec![mail(&text(number)), mail_by(Manner::Chunks, &text(number + 10))]);
+    }
+    let mut most = 0;
+    while !world.clients.iter().all(|client| client.is_done()) {
+        world.settle();
+        most = most.max(world.disk.open_descriptors() - others);
+        assert!(world.disk.flushes_under_way() > 0, "all wait, and for nothing");
+        world.end_flushes(1);
+        world.settle();
+    }
+    assert_eq!(most, FILES);
+    assert_eq!(world.promised().len(), 20);
+    assert!(world.clients.iter().all(|client| client.refusals.is_empty()), "waiting is no refusal");
+}
+
+#[test]
+fn an_end_at_once_leaves_nothing_of_messages_on_their_way() {
+    let (mut world, idle) = world_with_flushes(3);
+    world.connect(vec![mail_by(Manner::BreaksOff, &message(9, 150_000))]);
+    begin_large(&mut world, idle);
+    assert_eq!(world.disk.files("tmp").len(), 4);
+    world.server.abort();
+    assert_eq!(world.server.connections(), 0);
+    assert!(world.disk.files("tmp").is_empty() && world.disk.files("new").is_empty());
+}
+
+/// Has a client send so much of a message that it has its file.
+fn begin_large(world: &mut World, client: usize) {
+    let text = message(8, 78_000).replace('\n', "\r\n");
+    world.say(client, "MAIL FROM:<a@example>\r\nRCPT TO:<b@example>\r\nDATA\r\n");
+    world.say(client, &text);
+}
+
+#[test]
+fn a_maildir_that_is_moved_away_and_back_keeps_nothing_of_a_message_that_was_refused_meanwhile() {
+    for back_before_the_end in [false, true] {
+        let (mut world, sender) = world_with_flushes(0);
+        let disk = world.disk.clone();
+        let other = world.connect(Vec::new());
+        begin_large(&mut world, sender);
+        assert_eq!(disk.files("tmp").len(), 1);
+        let maildir = disk.move_away(MAILDIR).expect("a Maildir");
+        world.pass(SECOND);
+        assert!(!mail_is_taken(&mut world, other), "nobody noticed");
+        if back_before_the_end {
+            disk.move_back(MAILDIR, maildir);
+        }
+        let mut reply = world.say(sender, ".\r\n");
+        while disk.flushes_under_way() > 0 {
+            world.end_flushes(usize::MAX);
+            reply += &world.say(sender, "");
+        }
+        assert!(reply.starts_with("451 4.3.0 "), "{reply}");
+        if !back_before_the_end {
+            disk.move_back(MAILDIR, maildir);
+        }
+        let left = |directory| disk.files(directory).len();
+        assert_eq!((left("tmp"), left("new")), (0, 0), "{back_before_the_end}: {}", disk.history());
+        world.pass(SECOND);
+        world.clients[other].step = Step::Gone;
+        world.connect(vec![mail(&message(1, 200))]);
+        world.run();
+        assert_eq!((world.promised().len(), left("tmp"), left("new")), (1, 0, 1));
+    }
 }
 
 #[test]

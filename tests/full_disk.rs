@@ -145,6 +145,36 @@ fn a_full_disk_refuses_and_recovers() {
 }
 
 #[test]
+fn a_full_disk_does_not_fill_the_log() {
+    let Some(tmpfs) = Tmpfs::mount("size=4m") else { return };
+    let server = Server::start(&tmpfs.0, &["--min-free", "0"]);
+    let mut client = server.connect();
+    let start = Instant::now();
+    fill(&mut client, 100_000);
+    for _ in 0..200 {
+        assert!(client.attempt(&text(1, 100_000)).starts_with(FULL));
+    }
+    let (lines, seconds) = (count_lines(&server, "ERROR"), start.elapsed().as_secs() as usize);
+    assert!((1..=seconds + 1).contains(&lines), "{lines} lines in {seconds} s:\n{}", server.log());
+    server.stop();
+}
+
+#[test]
+fn a_file_system_that_does_not_know_its_size_takes_mail() {
+    for options in [&[][..], &["--min-free", "0%"], &["--min-free", "50%"]] {
+        let place = Place::new();
+        let Some(_ramfs) = Mounted::new(&["-t", "ramfs"], Path::new("none"), place.path()) else { return };
+        let server = Server::start(&place, options);
+        let mut client = server.connect();
+        client.say("MAIL FROM:<a@b.example> SIZE=20000000", "250 ");
+        client.say("RSET", "250 ");
+        client.deliver(&text(1, 1000));
+        assert_whole(&place, 1, 1000);
+        server.stop();
+    }
+}
+
+#[test]
 fn a_full_disk_while_many_send_at_once() {
     let Some(tmpfs) = Tmpfs::mount("size=8m") else { return };
     let place = &tmpfs.0;

@@ -9,9 +9,11 @@ mod common;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Ended, Place, Server, bare_command, run, skip, stored, tell, text};
+use common::{Ended, Place, Server, bare_command, run, skip, stored, tell, text, until};
+use rustix::process::Signal;
 
 /// All calls that make, write, flush or name a file, or write to a socket; `send` only as on a 32-bit x86.
 const CALLS: &str = "mkdir,mkdirat,write,writev,pwrite64,sendto,sendmsg,rename,renameat,renameat2,link,linkat,\
@@ -224,6 +226,30 @@ fn traced(place: &Place, options: &[&str], tampering: Option<&str>) -> Server {
     Server::ready(command)
 }
 
+/// A server whose calls strace tampers with, each once at most, started by the shell with `start` before it; its trace is
+/// written to a file.
+fn tampered(place: &Place, start: &str, tampering: &[&str]) -> Command {
+    let injects: String = tampering.iter().map(|how| format!(" -e inject={how}")).collect();
+    let script = format!("{start} strace -D -o trace -e signal=none -e trace={CALLS},io_setup{injects} \"$@\"");
+    let mut command = bare_command("sh");
+    command.current_dir(place.path()).args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mailchute")]);
+    command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir());
+    command
+}
+
+/// How often strace tampered with a call so far.
+fn tamperings(place: &Place, call: &str) -> usize {
+    let trace = fs::read_to_string(place.path().join("trace")).unwrap();
+    trace.lines().filter(|line| line.contains(&format!("{call}(")) && line.contains("(INJECTED)")).count()
+}
+
+/// Makes a Maildir before a server does.
+fn make_maildir(place: &Place) -> Vec<String> {
+    let paths = ["", "tmp", "new", "cur"].map(|directory| place.maildir().join(directory));
+    paths.iter().for_each(|path| fs::create_dir(path).unwrap());
+    paths.iter().map(|path| path.to_str().unwrap().trim_end_matches('/').to_owned()).collect()
+}
+
 /// What a server that has ended did.
 fn events(place: &Place) -> Vec<Event> {
     let trace = fs::read(place.path().join("trace")).unwrap();
@@ -264,7 +290,7 @@ fn traced_load(options: &[&str], tampering: Option<&str>) -> (Place, Vec<Event>,
     let place = Place::new();
     let mut server = traced(&place, options, tampering);
     load(&server);
-    server.signal(rustix::process::Signal::TERM);
+    server.signal(Signal::TERM);
     assert_eq!(server.end().code(), Some(0));
     let (events, log) = (events(&place), server.log());
     (place, events, log)
@@ -391,16 +417,10 @@ fn what_a_start_leaves_that_is_killed_within_its_proof_is_removed_in_time() {
 /// mail is taken again.
 fn deliver_with_failure(failure: &str, blocking: bool) {
     let place = Place::new();
-    for directory in ["", "tmp", "new", "cur"] {
-        fs::create_dir(place.maildir().join(directory)).unwrap();
-    }
-    // strace takes one `inject` for each call; the first turns asynchronous flushes off.
-    let tampering = if blocking { format!("io_setup:error=ENOSYS -e inject={failure}") } else { failure.to_owned() };
-    let script =
-        format!("exec strace -D -o trace -e signal=none -e trace={CALLS},io_setup -e inject={tampering} \"$@\"");
-    let mut command = bare_command("sh");
-    command.current_dir(place.path()).args(["-c", &script, "sh", env!("CARGO_BIN_EXE_mailchute")]);
-    command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir());
+    make_maildir(&place);
+    // The first turns asynchronous flushes off.
+    let tampering: &[&str] = if blocking { &["io_setup:error=ENOSYS", failure] } else { &[failure] };
+    let command = tampered(&place, "exec", tampering);
     let server = Server::ready(command);
     let mut client = server.connect();
     let (mut taken, mut refused) = (Vec::new(), 0);
@@ -431,10 +451,8 @@ fn deliver_with_failure(failure: &str, blocking: bool) {
     println!("{failure}: {refused} refused for now, {} taken", taken.len());
     server.stop();
     // Else nothing failed, and nothing is shown.
-    let trace = fs::read_to_string(place.path().join("trace")).unwrap();
     let (call, _) = failure.split_once(':').unwrap();
-    let failed = trace.lines().filter(|line| line.starts_with(call) && line.ends_with("(INJECTED)")).count();
-    assert_eq!(failed, 1, "{failure}");
+    assert_eq!(tamperings(&place, call), 1, "{failure}");
 }
 
 #[test]
@@ -457,4 +475,103 @@ fn a_call_that_fails_refuses_one_message_and_loses_none() {
             });
         }
     });
+}
+
+#[test]
+fn a_maildir_that_somebody_made_a_moment_ago_has_its_name_on_the_disk_before_the_first_250() {
+    if !strace_works() {
+        return;
+    }
+    let place = Place::new();
+    // For the check it does not matter who made them.
+    let made = make_maildir(&place).into_iter().map(|directory| Event::Made { directory });
+    let mut server = traced(&place, &[], None);
+    server.connect().deliver(&text(1, 500));
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    let events: Vec<_> = made.chain(events(&place)).collect();
+    assert_eq!(check(&events, &place.maildir()), Ok(1));
+}
+
+/// With 100 descriptors there are 32 for all else, 17 for files of messages, and 51 for connections.
+#[test]
+fn as_many_peers_as_there_may_be_end_their_messages_at_once_and_none_is_refused() {
+    if !strace_works() {
+        return;
+    }
+    let place = Place::new();
+    // The first flush of a message takes so long that the ends of all others are there after it.
+    let tampering = ["io_setup:error=ENOSYS", "fdatasync:delay_enter=500000:when=2"];
+    let server = Server::ready(tampered(&place, "ulimit -n 100; exec", &tampering));
+    let mut clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    clients.iter_mut().for_each(|client| client.begin());
+    for (number, client) in (0..).zip(&mut clients) {
+        client.send(text(number, 500) + ".\r\n");
+    }
+    for client in &mut clients {
+        client.expect("250 2.0.0 ");
+    }
+    assert_eq!((place.files("new").len(), place.files("tmp").len()), (50, 0));
+    server.stop();
+}
+
+#[test]
+fn the_end_that_comes_at_once_removes_what_waits_for_its_flush() {
+    if !strace_works() {
+        return;
+    }
+    let place = Place::new();
+    // From some call on the ends of flushes are never told.
+    let mut server = Server::ready(tampered(&place, "exec", &["io_getevents:retval=0:when=12+"]));
+    let envelope = "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
+    let mut waiting: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    waiting[0].send(format!("{envelope}{}.\r\n", text(1, 500)).repeat(20));
+    until("an end that is not told", || tamperings(&place, "io_getevents") > 0);
+    waiting[1].send(format!("{envelope}{}.\r\n", text(2, 500)));
+    until("the file in tmp/", || !place.files("tmp").is_empty());
+    server.signal(Signal::TERM);
+    server.wait_for_line("stopping");
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    assert_eq!(place.files("tmp"), <[&Path; 0]>::default());
+}
+
+#[test]
+fn sigterm_during_the_start_ends_the_program_right_after_it() {
+    if !strace_works() {
+        return;
+    }
+    let own_namespace = "exec unshare -pf --kill-child";
+    let mut command = bare_command("sh");
+    command.args(["-c", &format!("{own_namespace} true")]);
+    let Ended { status, stderr, .. } = run(command);
+    if !status.success() {
+        skip(&format!("no process here may be number 1: {}", stderr.trim()));
+    }
+    let ways: &[&str] = if status.success() { &["exec", own_namespace] } else { &["exec"] };
+    // Its first flush is that of the Maildir, before anything of it is proved.
+    for (way, call) in ways.iter().flat_map(|way| ["fsync", "io_getevents"].map(|call| (way, call))) {
+        let place = Place::new();
+        let mut server = Server::spawn(tampered(&place, way, &[&format!("{call}:signal=TERM:when=1")]));
+        let status = server.end();
+        let log = server.log();
+        assert_eq!(status.code(), Some(0), "{way}, at {call}: {status}\n{log}");
+        assert!(log.contains("storing mail in ") && log.contains("stopping"), "{way}, at {call}: {log}");
+        place.assert_empty();
+    }
+}
+
+#[test]
+fn where_the_end_of_a_flush_is_never_told_it_starts_with_flushes_that_block() {
+    if !strace_works() {
+        return;
+    }
+    let place = Place::new();
+    let server = Server::ready(tampered(&place, "exec", &["io_getevents:retval=0"]));
+    server.connect().deliver(&text(1, 500));
+    let log = server.log();
+    assert_eq!(log.lines().filter(|line| line.starts_with("WARN")).count(), 1, "{log}");
+    assert!(log.contains("can't be flushed in the background"), "{log}");
+    assert_eq!((place.files("new").len(), place.files("tmp").len()), (1, 0));
+    server.stop();
 }

@@ -8,7 +8,7 @@ mod common;
 use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -543,6 +543,30 @@ fn the_log_says_in_a_word_why_a_session_went_wrong() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    const MESSAGES: usize = 2000;
+    let place = Place::new();
+    let short = Place::short();
+    let path = short.path().join("in.sock");
+    let mut command = mailchute();
+    command.args(["--sync", "never", "--listen", &format!("unix:{}", path.display()), "--maildir"]);
+    command.arg(place.maildir());
+    let mut server = Server::spawn_unread(command);
+    until("it listens", || UnixStream::connect(&path).is_ok());
+    let stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut client = Client::over(stream);
+    client.expect("220 ");
+    // Each has a line in the log, and all together more than a pipe holds.
+    for _ in 0..MESSAGES {
+        client.deliver("Subject: one of many\r\n\r\n");
+    }
+    assert_eq!(place.files("new").len(), MESSAGES);
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+}
+
+#[test]
 fn a_password_never_reaches_the_log() {
     // "user" and "opensesame", as they are and in base64: alone, behind two NULs, and behind the name.
     const SECRETS: [&str; 4] = ["opensesame", "b3BlbnNlc2FtZQ==", "AABvcGVuc2VzYW1l", "AHVzZXIAb3BlbnNlc2FtZQ=="];
@@ -774,6 +798,13 @@ fn a_unix_socket_is_taken_over_from_the_dead_only() {
     std::fs::write(&path, "a file, not a socket").unwrap();
     assert_complaint(&run(command()), 1, &[&unix]);
     assert_eq!(std::fs::read(&path).unwrap(), b"a file, not a socket");
+    std::fs::remove_file(&path).unwrap();
+    // Somebody listens here, though not for streams.
+    let datagrams = UnixDatagram::bind(&path).unwrap();
+    datagrams.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_complaint(&run(command()), 1, &[&unix, "in use"]);
+    UnixDatagram::unbound().unwrap().send_to(b"hello", &path).unwrap();
+    assert_eq!(datagrams.recv(&mut [0; 8]).unwrap(), 5);
 }
 
 // ---- the Maildir ---------------------------------------------------------------------------------------------------

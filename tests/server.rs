@@ -7,11 +7,15 @@ mod model;
 use mailchute::Config;
 use mailchute::config::{BLOCK_OCTETS, BLOCKS_MAX};
 use mailchute::delivery::MinFree;
+use mailchute::fs::Space;
+use mailchute::smtp::data::BareNewline;
 use mailchute::smtp::session::Dialect;
 use mailchute::smtp::trace::Peer;
 use model::hand::message;
 use model::peer::{Client, MESSAGE_OCTETS_MAX, World};
-use model::{Ends, Kind, ModelDisk};
+use model::power_cut::judge;
+use model::{Ends, Kind, MAILDIR, ModelDisk};
+use std::time::Duration;
 
 const TO_DATA: &str = "HELO c\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
 
@@ -69,6 +73,70 @@ fn text_behind_a_refused_data_is_no_command_though_another_read_brings_it() {
     let replies = world.say(client, &commands(BLOCK_OCTETS - 1));
     assert!(replies.ends_with("503 5.5.1 Bad sequence of commands\r\n"), "{replies}");
     assert_eq!(world.server.connections(), 1);
+}
+
+/// Whoever goes away while its message is being stored keeps its place until that has ended. A newcomer in its place would
+/// hear what became of a message that is not its own.
+#[test]
+fn an_outcome_never_reaches_a_newcomer() {
+    let texts = [message(1, 200)];
+    let octets = texts[0].replace('\n', "\r\n");
+    for way in ["hangs up", "reads no more", "is silent"] {
+        let disk = ModelDisk::new(Ends::Told);
+        let mut world = World::with(Config::default(), &disk, MinFree::Usual, 0).expect("a Maildir");
+        let leaver = world.connect(Vec::new());
+        world.say(leaver, "HELO c\r\n");
+        if way == "reads no more" {
+            world.clients[leaver].break_pipe();
+        }
+        // The first replies are sent only when the message is on its way.
+        let envelope = "MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n";
+        world.say(leaver, &format!("{envelope}BDAT {} LAST\r\n{octets}", octets.len()));
+        match way {
+            "hangs up" => {
+                world.clients[leaver].hang_up();
+                world.say(leaver, "");
+            }
+            "is silent" => (0..20).for_each(|_| world.pass(Duration::from_secs(60))),
+            _ => {}
+        }
+        assert_eq!(disk.flushes_under_way(), 1, "{way}: no message is on its way");
+        let newcomer = world.connect(Vec::new());
+        assert_eq!(codes(&world.say(newcomer, "NOOP\r\n")), ["220", "250"]);
+        while disk.flushes_under_way() > 0 {
+            world.end_flushes(usize::MAX);
+            assert_eq!(world.say(newcomer, ""), "", "{way}: the newcomer hears of it");
+        }
+        judge(&disk.files("new"), &texts, &texts).unwrap_or_else(|error| panic!("{way}: {error}"));
+        assert_eq!(world.server.connections(), if way == "is silent" { 2 } else { 1 }, "{way}");
+        let heard = world.clients[leaver].replies();
+        assert_eq!(heard.starts_with("250 2.0.0 "), way != "reads no more", "{way}: {heard}");
+        assert_eq!(codes(&world.say(newcomer, "NOOP\r\n")), ["250"]);
+    }
+}
+
+/// What the disk says of the next message is asked when that is offered, not when the one before it began.
+#[test]
+fn mail_behind_a_refused_message_hears_how_the_disk_is_now() {
+    let large = message(1, MESSAGE_OCTETS_MAX as usize + 1000).replace('\n', "\r\n");
+    let is_gone = |disk: &ModelDisk| disk.remove_directory(MAILDIR);
+    let is_full = |disk: &ModelDisk| disk.set_space(Space { free: 0, total: 1 << 40, free_files: 1000 });
+    for (text, refusal) in [("a bare\nnewline\r\n", "550 "), (large.as_str(), "552 5.3.4 ")] {
+        for (happens, answer) in [(&is_gone as &dyn Fn(&ModelDisk), "451 4.3.0 "), (&is_full, "452 4.3.1 ")] {
+            let mut config = Config::default();
+            config.protocol.bare_newline = BareNewline::Reject;
+            let mut world = world(config);
+            let client = world.connect(Vec::new());
+            world.say(client, TO_DATA);
+            let (first, rest) = text.split_at(text.len() / 2);
+            assert_eq!(world.say(client, first), "");
+            happens(&world.disk);
+            world.pass(Duration::from_secs(1));
+            let replies = world.say(client, &format!("{rest}.\r\nMAIL FROM:<a@b.example>\r\n"));
+            let (end, mail) = replies.split_once("\r\n").unwrap_or_default();
+            assert!(end.starts_with(refusal) && mail.starts_with(answer), "{replies}");
+        }
+    }
 }
 
 /// Blocks are lent while a message waits in memory. Those of refused messages are back, so that the next one does.

@@ -48,6 +48,8 @@ impl Reply {
     pub(super) const NO_VALID_RECIPIENTS: Self = Self::new(554, "5.5.1 No valid recipients");
     /// Nobody has that mailbox, or the table says so.
     pub const NO_SUCH_MAILBOX: Self = Self::new(550, "5.1.1 No such mailbox here");
+    /// Aliases lead from one to the next without end.
+    pub const ALIAS_LOOP: Self = Self::new(554, "5.4.6 Aliases lead back to themselves");
     /// The domain is another's; or the address names a way to one.
     pub const RELAYING_DENIED: Self = Self::new(550, "5.7.1 Relaying denied");
     /// A mailbox failed while others of the same message did not: the next try reaches those without it.

@@ -205,12 +205,10 @@ impl Server {
 
     /// Starts a command that becomes a server, perhaps.
     #[track_caller]
-    pub fn spawn(mut command: Command) -> Self {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-        let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let log = Log::default();
-        let written = Arc::clone(&log);
+    pub fn spawn(command: Command) -> Self {
+        let mut server = Self::spawn_unread(command);
+        let mut stderr = BufReader::new(server.child.stderr.take().unwrap());
+        let written = Arc::clone(&server.log);
         std::thread::spawn(move || {
             loop {
                 let mut line = Vec::new();
@@ -228,7 +226,15 @@ impl Server {
                 }
             }
         });
-        Self { child, log, places: Vec::new() }
+        server
+    }
+
+    /// Starts a command that becomes a server, and leaves what it says unread.
+    #[track_caller]
+    pub fn spawn_unread(mut command: Command) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self { child, log: Log::default(), places: Vec::new() }
     }
 
     /// All that it wrote to stderr so far.
@@ -290,7 +296,7 @@ impl Server {
     #[track_caller]
     pub fn end(&mut self) -> ExitStatus {
         let status = wait(&mut self.child).unwrap_or_else(|| panic!("did not end:\n{}", self.log()));
-        until("end of stderr", || self.log.0.lock().unwrap().1);
+        until("end of stderr", || self.child.stderr.is_some() || self.log.0.lock().unwrap().1);
         status
     }
 

@@ -45,6 +45,8 @@ pub fn message(number: usize, octets: usize) -> String {
 #[derive(Clone, Debug)]
 pub struct Found {
     pub name: String,
+    /// Which file it is; one may have two names.
+    pub inode: usize,
     pub octets: Rc<Vec<u8>>,
 }
 
@@ -183,6 +185,11 @@ impl ModelDisk {
         }
     }
 
+    /// Puts a directory back that was moved away.
+    pub fn move_back(&self, path: &str, directory: usize) {
+        self.name(path, |_| directory);
+    }
+
     /// Moves a directory to a place of no interest.
     pub fn move_away(&self, path: &str) -> Option<usize> {
         let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
@@ -194,11 +201,17 @@ impl ModelDisk {
 
     /// A directory that somebody else makes.
     pub fn make_directory(&self, path: &str) {
+        self.name(path, |machine| machine.make(Some(Names::default())));
+    }
+
+    /// Has a path name a file or directory.
+    pub(super) fn name(&self, path: &str, inode: impl FnOnce(&mut Machine) -> usize) -> usize {
         let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
         let parent = path.parent().and_then(|parent| machine.find(parent)).expect("a parent");
-        let made = machine.make(Some(Names::default()));
+        let inode = inode(&mut machine);
         let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
-        machine.names(parent).seen.insert(name.to_owned(), made);
+        machine.names(parent).seen.insert(name.to_owned(), inode);
+        inode
     }
 
     pub fn exists(&self, path: &str) -> bool {
@@ -212,6 +225,7 @@ impl ModelDisk {
         let seen = directory.and_then(|directory| machine.inodes[directory].names.as_ref()).map(|names| &names.seen);
         let found = |(name, &inode): (&String, &usize)| Found {
             name: name.clone(),
+            inode,
             octets: Rc::clone(&machine.inodes[inode].octets),
         };
         seen.into_iter().flatten().map(found).collect()

@@ -24,6 +24,8 @@ struct Pipe {
     to_server: VecDeque<u8>,
     to_client: Vec<u8>,
     closed: bool,
+    /// The server's writes fail.
+    broken: bool,
 }
 
 /// The server's end of a connection.
@@ -41,7 +43,8 @@ impl Read for Transport {
 
 impl Write for Transport {
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().to_client.write(octets)
+        let mut pipe = self.0.borrow_mut();
+        if pipe.broken { Err(io::ErrorKind::BrokenPipe.into()) } else { pipe.to_client.write(octets) }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -123,6 +126,16 @@ impl Client {
         self.pipe.borrow().closed
     }
 
+    /// Sends no more, and goes.
+    pub fn hang_up(&self) {
+        self.pipe.borrow_mut().closed = true;
+    }
+
+    /// Has the server find out that nobody reads its replies any more.
+    pub fn break_pipe(&self) {
+        self.pipe.borrow_mut().broken = true;
+    }
+
     pub fn is_done(&self) -> bool {
         self.step == Step::Gone
     }
@@ -172,7 +185,7 @@ impl Client {
                 let text = mail.text.replace('\n', "\r\n");
                 if mail.manner == Manner::BreaksOff {
                     self.next(Step::Gone, &text[..text.len() / 2]);
-                    self.pipe.borrow_mut().closed = true;
+                    self.hang_up();
                 } else {
                     self.next(Step::End, &text);
                     self.send(".\r\n");
@@ -267,7 +280,7 @@ impl World {
 
     /// Goes on until nobody has anything to do before a flush ends or time passes.
     pub fn settle(&mut self) {
-        loop {
+        for _ in 0..10_000 {
             for client in 0..self.clients.len() {
                 if self.clients[client].react() {
                     self.mark(client);
@@ -278,6 +291,7 @@ impl World {
             }
             self.server.turn(self.now);
         }
+        panic!("the server does not rest:{}", self.disk.history());
     }
 
     /// Lets time pass, and the server do what it does then.
