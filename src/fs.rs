@@ -153,7 +153,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk whose flushes block until [`prove_flushes`](Self::prove_flushes) found that they need not.
+    /// A disk whose flushes block until it was proved that they need not.
     pub fn new(sync: SyncMode) -> Self {
         let ended = VecDeque::new();
         Self { sync, flusher: None, falls_back: false, ended, umask_bites: true, link_to_rename: false }
