@@ -960,7 +960,7 @@ impl Store<Disk> {
     pub fn prove(&mut self) -> Result<(), PathError> {
         match self.prove_once() {
             // What was flushed in vain is not flushed again, nor by what was opened before: the proof begins anew.
-            Err(_) if self.fs.falls_back() => self.open_main(false).and_then(|()| self.prove_once()),
+            Err(_) if self.fs.falls_back => self.open_main(false).and_then(|()| self.prove_once()),
             proven => proven,
         }
     }

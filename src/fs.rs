@@ -1,6 +1,7 @@
 //! The few things that a delivery asks of a file system, as a trait, and the real disk behind it.
 
-use crate::sys::{FlushKind, Flusher};
+#[cfg(all(target_os = "linux", not(target_arch = "riscv32")))]
+use crate::sys::flusher;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
@@ -8,10 +9,11 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Names a flush that was begun, so that its end can be told from others. Chosen by the caller.
 pub type Ticket = u64;
@@ -35,12 +37,12 @@ pub struct Space {
     pub free_files: u64,
 }
 
-/// The disk as a delivery sees it. Nothing here sleeps but what the disk itself makes slow; a flush is begun,
-/// and its end is asked for. The tests put a file system that forgets and fails behind the same trait.
+/// The disk as a delivery sees it. Nothing here sleeps but what the disk itself makes slow; a flush is begun, and its
+/// end is asked for. The tests put a file system that forgets and fails behind the same trait.
 ///
 /// # Errors
-/// What the system says, with its number (`io::Error::raw_os_error`). A flush that failed must not be tried again: the
-/// system may have dropped what it could not write, and the next flush would report success.
+/// What the system says, with its number (`io::Error::raw_os_error`). A flush that failed must not be tried again: what
+/// could not be written may have been dropped, and the next one would report success.
 pub trait FileSystem {
     /// A file open for appending.
     type File;
@@ -50,14 +52,11 @@ pub trait FileSystem {
     type Listing;
 
     /// Opens the directory `path`, through symbolic links; an administrator may have put one there. With `create` it is
-    /// made (mode 0700) when it is missing; its name is durable when the directory above it is flushed. Parents are not
-    /// made.
+    /// made (mode 0700) when it is missing, but not its parents; its name is durable when the directory above is flushed.
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<Self::Directory>;
 
-    /// Opens the directory `name` in `parent`, or with `..` the one above it; a symbolic link is an error
-    /// (`NotADirectory`). `create` as above.
-    fn open_directory_in(&mut self, parent: &Self::Directory, name: &CStr, create: bool)
-    -> io::Result<Self::Directory>;
+    /// The same for `name` in `at`, or with `..` the one above it; a symbolic link is an error (`NotADirectory`).
+    fn open_directory_in(&mut self, at: &Self::Directory, name: &CStr, create: bool) -> io::Result<Self::Directory>;
 
     /// Makes the file `name` (mode 0600), which must not exist, not even as a symbolic link.
     fn create(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<Self::File>;
@@ -69,8 +68,7 @@ pub trait FileSystem {
     /// where the system can only link, the old name may be there as well.
     fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
 
-    /// Gives the file `name` a second name in another directory, never over an existing one (`AlreadyExists`). Any other
-    /// error may mean that the two directories, or this file system, can't have links.
+    /// Gives the file a second name in the same way. Any error but `AlreadyExists` may mean that there can't be links.
     fn link(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
 
     /// Removes `name`; a name that is not there is `NotFound`.
@@ -82,8 +80,7 @@ pub trait FileSystem {
     /// Flushes the names in a directory and waits for it: for the start, when nobody else waits.
     fn flush_directory(&mut self, directory: &Self::Directory) -> io::Result<()>;
 
-    /// Hands all queued flushes to the kernel. Returns whether some have ended already: then
-    /// [`ended_flush`](Self::ended_flush) is to be asked before an event is waited for.
+    /// Hands queued flushes to the kernel. Returns whether some have ended already: nothing else will tell of those.
     fn submit(&mut self) -> bool;
 
     /// The next flush that ended, with its result; `None` when no more have ended by now. Asked until it says so, after
@@ -109,6 +106,21 @@ pub trait FileSystem {
     fn modified(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<SystemTime>;
 }
 
+/// The flushes of a [`FileSystem`], done while others are served.
+pub(crate) trait Flusher: Send {
+    /// What becomes readable when flushes end, for edge-triggered polling: each end is an edge, so nobody has to read.
+    fn event(&self) -> BorrowedFd<'_>;
+    fn queue(&mut self, what: Flush<'_, Disk>, ticket: Ticket);
+    fn submit(&mut self) -> bool;
+    fn ended(&mut self) -> Option<(Ticket, io::Result<()>)>;
+}
+
+/// Nothing does so here. (libc knows no io_getevents for riscv32: its kernel has only one with another structure of time.)
+#[cfg(not(all(target_os = "linux", not(target_arch = "riscv32"))))]
+fn flusher(_: usize) -> io::Result<Box<dyn Flusher>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Whether flushes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
@@ -118,90 +130,87 @@ pub enum SyncMode {
     Never,
 }
 
-/// Flushes given to the kernel at a time. It takes a worker for each, and 32 octets of its memory twice.
+/// Flushes given to the kernel at a time, about. It takes a worker for each, and 32 octets of its memory twice.
 const IN_FLIGHT_MAX: usize = 256;
-/// How long a disk may take for the flushes that prove that they work asynchronously.
-const PROOF_TIME: Duration = Duration::from_secs(5);
+/// How long the disk may take to tell of an end while flushes prove that they work asynchronously.
+const PROOF_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The real disk.
 pub struct Disk {
     sync: SyncMode,
-    /// Present once it was proved to work. Without it `begin_flush` waits for the disk.
-    flusher: Option<Flusher>,
-    /// It was proved not to work.
-    blocks: bool,
+    /// Present once it is proved to work, and while that is tried. Without it `begin_flush` waits for the disk.
+    flusher: Option<Box<dyn Flusher>>,
+    /// It was proved not to work: flushes block from now on.
+    pub(crate) falls_back: bool,
+    /// Ends of flushes that were not asynchronous.
     ended: VecDeque<(Ticket, io::Result<()>)>,
-    /// Whether the umask takes away what files are to have; unknown before the first file.
-    umask_bites: Option<bool>,
+    /// Whether the umask takes away what files are to have, as far as is known.
+    umask_bites: bool,
     /// Whether a rename that never replaces was found to be missing.
     link_to_rename: bool,
 }
 
 impl Disk {
-    /// A disk whose flushes block until [`prove_flushes`](Self::prove_flushes) found that they need not.
+    /// A disk whose flushes block until it was proved that they need not.
     pub fn new(sync: SyncMode) -> Self {
-        Self { sync, flusher: None, blocks: false, ended: VecDeque::new(), umask_bites: None, link_to_rename: false }
+        let ended = VecDeque::new();
+        Self { sync, flusher: None, falls_back: false, ended, umask_bites: true, link_to_rename: false }
     }
 
-    /// Flushes `file` and `directory`, and has later flushes done without blocking if these could be. Both are to be on
-    /// the file system of the mail, as it is that which may be unable. Does nothing with [`SyncMode::Never`].
-    ///
-    /// # Errors
-    /// Those of the flushes, and what AIO can't do here: then [`falls_back`](Self::falls_back) says so.
-    pub fn prove_flushes(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
-        if self.sync == SyncMode::Never || self.flusher.is_some() {
-            return Ok(());
+    /// Flushes `file` and `directory` and waits for them, before any other flush; asynchronously if that can be done, and
+    /// then all later ones are. Both are to be on the file system of the mail, as it is that which may be unable. After
+    /// an error with which it `falls_back` another proof, of another file, is to follow.
+    pub(crate) fn prove_flushes(&mut self, file: &File, directory: &OwnedFd) -> io::Result<()> {
+        if self.sync == SyncMode::Never || self.falls_back {
+            return self.flush_both(file, directory);
         }
-        if self.blocks {
-            return flush(file, FlushKind::Data).and_then(|()| flush(directory, FlushKind::All));
-        }
-        self.flush_asynchronously(file, directory).inspect_err(|reason| {
+        let proven = flusher(IN_FLIGHT_MAX).and_then(|flusher| {
+            self.flusher = Some(flusher);
+            self.flush_both(file, directory)
+        });
+        proven.inspect_err(|reason| {
             warn!("the disk can't be flushed in the background ({reason}): each flush holds up all sessions");
-            self.blocks = true;
+            self.falls_back = true;
+            // Dropping it would wait for what may never end.
+            std::mem::forget(self.flusher.take());
         })
     }
 
-    /// Whether flushes block from now on, though it was proved only that they can't be done otherwise: another proof, of
-    /// another file, is to follow.
-    pub fn falls_back(&self) -> bool {
-        self.blocks
-    }
-
-    /// Flushes both asynchronously, waits for them, and keeps what did it; or tells why it can't be done so.
-    fn flush_asynchronously(&mut self, file: &OwnedFd, directory: &OwnedFd) -> io::Result<()> {
-        let mut flusher = Flusher::new(IN_FLIGHT_MAX)?;
-        flusher.queue(file.as_fd(), FlushKind::Data, 0);
-        flusher.queue(directory.as_fd(), FlushKind::All, 1);
-        flusher.submit();
-        let deadline = Instant::now() + PROOF_TIME;
-        let mut missing = 2;
-        let mut failed = None;
-        while missing > 0 {
-            while let Some((_, result)) = flusher.ended() {
+    fn flush_both(&mut self, file: &File, directory: &OwnedFd) -> io::Result<()> {
+        self.begin_flush(Flush::File(file), 0);
+        self.begin_flush(Flush::Directory(directory), 1);
+        self.submit();
+        let (mut missing, mut flushed) = (2, Ok(()));
+        loop {
+            while let Some((_, result)) = self.ended_flush() {
                 missing -= 1;
-                failed = failed.or(result.err());
+                flushed = flushed.and(result);
             }
-            if missing > 0 && !readable(flusher.event(), deadline)? {
-                // Dropping it would wait for what does not end.
-                let _ = std::mem::ManuallyDrop::new(flusher);
+            let Some(event) = self.flush_event().filter(|_| missing > 0) else { return flushed };
+            let mut polled = [PollFd::from_borrowed_fd(event, PollFlags::IN)];
+            if rustix::io::retry_on_intr(|| poll(&mut polled, Some(&PROOF_TIME)))? == 0 {
                 return Err(Errno::TIMEDOUT.into());
             }
             // Here its level is asked, not its edges.
-            let _ = rustix::io::read(flusher.event(), &mut [0; 8]);
+            rustix::io::read(event, &mut [0; 8])?;
         }
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        self.flusher = Some(flusher);
-        Ok(())
     }
 
     /// What becomes readable, to be polled edge-triggered, when [`ended_flush`](FileSystem::ended_flush) has something
     /// to tell. `None` while flushes block.
     pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
-        self.flusher.as_ref().map(Flusher::event)
+        self.flusher.as_ref().map(|flusher| flusher.event())
+    }
+
+    /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
+    fn flush(&self, what: Flush<'_, Self>) -> io::Result<()> {
+        match what {
+            _ if self.sync == SyncMode::Never => Ok(()),
+            Flush::File(file) => Ok(rustix::fs::fdatasync(file)?),
+            Flush::Directory(directory) => Ok(rustix::fs::fsync(directory)?),
+        }
     }
 }
 
@@ -211,38 +220,22 @@ fn open(at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: bool) 
         Err(Errno::NOENT) if create => {}
         opened => return Ok(opened?),
     }
-    let made = rustix::fs::mkdirat(at, path, Mode::RWXU);
-    // Another process may be quicker than we are; what it made is opened, but is not ours to change.
-    if made != Err(Errno::EXIST) {
-        made?;
+    match rustix::fs::mkdirat(at, path, Mode::RWXU) {
+        Err(Errno::EXIST) => {} // another process was quicker than we are
+        made => made?,
     }
     let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
-    let mode = Mode::from_raw_mode(rustix::fs::fstat(&directory)?.st_mode);
-    if made.is_ok() && !mode.contains(Mode::RWXU) {
-        rustix::fs::fchmod(&directory, Mode::RWXU)?;
-    }
+    undo_umask(&directory, Mode::RWXU)?;
     Ok(directory)
 }
 
-/// Waits for `event` to be readable; false when it was not by `deadline`.
-fn readable(event: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
-        match poll(&mut [PollFd::from_borrowed_fd(event, PollFlags::IN)], Some(&timeout)) {
-            Err(Errno::INTR) => {}
-            ready => return Ok(ready? > 0),
-        }
+/// Gives back what the umask took from what was just made. Returns whether it took anything.
+fn undo_umask(made: impl AsFd, wanted: Mode) -> io::Result<bool> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&made)?.st_mode);
+    if !mode.contains(wanted) {
+        rustix::fs::fchmod(&made, mode | wanted)?;
     }
-}
-
-/// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
-fn flush(file: impl AsFd, kind: FlushKind) -> io::Result<()> {
-    let flushed = match kind {
-        FlushKind::Data => rustix::fs::fdatasync(file),
-        FlushKind::All => rustix::fs::fsync(file),
-    };
-    Ok(flushed?)
+    Ok(!mode.contains(wanted))
 }
 
 /// Whether both are the same file or directory.
@@ -251,7 +244,7 @@ fn same(one: &Stat, other: &Stat) -> bool {
 }
 
 impl FileSystem for Disk {
-    type File = OwnedFd;
+    type File = File;
     type Directory = OwnedFd;
     type Listing = Dir;
 
@@ -259,62 +252,44 @@ impl FileSystem for Disk {
         open(CWD, path, DIRECTORY, create)
     }
 
-    fn open_directory_in(&mut self, parent: &OwnedFd, name: &CStr, create: bool) -> io::Result<OwnedFd> {
-        open(parent.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
+    fn open_directory_in(&mut self, at: &OwnedFd, name: &CStr, create: bool) -> io::Result<OwnedFd> {
+        open(at.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
     }
 
-    fn create(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
+    fn create(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(directory, name, flags, FILE_MODE)?;
-        // A umask can only take away, and only an odd one takes from 0600. The first file shows whether it does, so
-        // that the others do not cost a system call more.
-        let mut finish = || {
-            if self.umask_bites.is_none() {
-                let mode = Mode::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
-                self.umask_bites = Some(!mode.contains(FILE_MODE));
-            }
-            if self.umask_bites == Some(true) { rustix::fs::fchmod(&file, FILE_MODE) } else { Ok(()) }
-        };
-        if let Err(errno) = finish() {
-            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
-            return Err(errno.into());
+        // Only an odd umask takes from 0600. The first file shows whether it does, so that the others do not cost a system
+        // call more.
+        if self.umask_bites {
+            let undone = undo_umask(&file, FILE_MODE);
+            self.umask_bites = undone.inspect_err(|_| drop(self.remove(directory, name)))?;
         }
-        Ok(file)
+        Ok(file.into())
     }
 
-    fn write(&mut self, file: &mut OwnedFd, mut octets: &[u8]) -> io::Result<()> {
-        while !octets.is_empty() {
-            match rustix::io::write(&*file, octets) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => octets = octets.get(written..).unwrap_or_default(),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+    fn write(&mut self, file: &mut File, octets: &[u8]) -> io::Result<()> {
+        file.write_all(octets)
     }
 
     fn rename(&mut self, from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
         if !self.link_to_rename {
-            #[cfg(target_os = "linux")]
-            let renamed = rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE);
-            #[cfg(not(target_os = "linux"))]
-            let renamed: Result<(), _> = Err(Errno::NOSYS);
-            match renamed {
+            match rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE) {
                 // The kernel does not know the call, or the file system (NFS, some FUSE) not the flag.
                 Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => self.link_to_rename = true,
                 renamed => return Ok(renamed?),
             }
         }
-        if let Err(errno) = rustix::fs::linkat(from, name, to, new_name, AtFlags::empty()) {
+        if let Err(error) = self.link(from, name, to, new_name) {
             // NFS may ask twice when the first reply was lost, and be told that the name exists: that it made itself.
             let stat = |directory, name| rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
-            if errno != Errno::EXIST || !same(&stat(from, name)?, &stat(to, new_name)?) {
-                return Err(errno.into());
+            if error.kind() != io::ErrorKind::AlreadyExists || !same(&stat(from, name)?, &stat(to, new_name)?) {
+                return Err(error);
             }
         }
         // The file is where it belongs. A second name that stays is for the sweep, and no reason to take it back.
-        let _ = rustix::fs::unlinkat(from, name, AtFlags::empty());
+        let _ = self.remove(from, name);
         Ok(())
     }
 
@@ -327,27 +302,22 @@ impl FileSystem for Disk {
     }
 
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {
-        let (file, kind) = match what {
-            Flush::File(file) => (file, FlushKind::Data),
-            Flush::Directory(directory) => (directory, FlushKind::All),
-        };
-        match (self.sync, &mut self.flusher) {
-            (SyncMode::Never, _) => self.ended.push_back((ticket, Ok(()))),
-            (SyncMode::Always, Some(flusher)) => flusher.queue(file.as_fd(), kind, ticket),
-            (SyncMode::Always, None) => self.ended.push_back((ticket, flush(file, kind))),
+        match &mut self.flusher {
+            Some(flusher) => flusher.queue(what, ticket),
+            None => self.ended.push_back((ticket, self.flush(what))),
         }
     }
 
     fn flush_directory(&mut self, directory: &OwnedFd) -> io::Result<()> {
-        if self.sync == SyncMode::Never { Ok(()) } else { flush(directory, FlushKind::All) }
+        self.flush(Flush::Directory(directory))
     }
 
     fn submit(&mut self) -> bool {
-        self.flusher.as_mut().is_some_and(Flusher::submit) || !self.ended.is_empty()
+        self.flusher.as_mut().is_some_and(|flusher| flusher.submit()) || !self.ended.is_empty()
     }
 
     fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)> {
-        self.ended.pop_front().or_else(|| self.flusher.as_mut().and_then(Flusher::ended))
+        self.ended.pop_front().or_else(|| self.flusher.as_mut()?.ended())
     }
 
     fn space(&mut self, directory: &OwnedFd) -> io::Result<Space> {
@@ -383,13 +353,8 @@ impl FileSystem for Disk {
     }
 
     fn next_name(&mut self, listing: &mut Dir) -> io::Result<Option<CString>> {
-        while let Some(found) = listing.read().transpose()? {
-            let name = found.file_name();
-            if name != c"." && name != c".." {
-                return Ok(Some(name.to_owned()));
-            }
-        }
-        Ok(None)
+        let mut names = listing.map(|found| Ok(found?.file_name().to_owned()));
+        names.find(|name| !matches!(name, Ok(name) if [c".", c".."].contains(&name.as_c_str()))).transpose()
     }
 
     fn modified(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<SystemTime> {
