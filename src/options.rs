@@ -1,35 +1,31 @@
 //! The command line and the environment: one table, from which help, parsing and variables' names come.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use lexopt::Arg;
 use log::LevelFilter;
 use mailchute::Config;
-use mailchute::config::{Listen, Place, is_hostname};
+use mailchute::config::{Place, is_hostname};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::smtp::address::Path;
 use mailchute::smtp::command::Syntax;
 use mailchute::smtp::data::{BareNewline, LineEnd};
-use mailchute::smtp::session::Dialect;
 
 /// Each option's name (`MAILCHUTE_NAME` in the environment), what stands for its value in the help, and its help, which
-/// a wrong value is answered with, too.
+/// a wrong value is answered with, too. With `…` it may be given several times, or several values separated by commas in
+/// the environment.
 const OPTIONS: &[(&str, &str, &str)] = &[
-    ("listen", "ADDR", "take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]"),
-    ("lmtp", "ADDR", "take LMTP here: IP:PORT or unix:PATH"),
+    ("listen", "ADDR…", "take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]"),
+    ("lmtp", "ADDR…", "take LMTP here: IP:PORT or unix:PATH"),
     ("maildir", "DIR", "keep the mail here; made if missing [./Maildir]"),
-    (
-        "allow-from",
-        "CIDR|any",
-        "serve clients of this network [any; without domains or a table all that is not public]",
-    ),
-    ("domain", "NAME", "accept mail for this domain only, or *.NAME for all below it [any]"),
+    ("allow-from", "CIDR|any…", "serve clients of this network [any; without domain or table all that is not public]"),
+    ("domain", "NAME…", "accept mail for this domain only, or *.NAME for all below it [any]"),
     ("mailboxes", "DIR", "keep mail in DIR/DOMAIN/USER, or DIR/USER with one domain [in one Maildir]"),
     ("create-mailboxes", "", "make the Maildirs of recipients that have none [no]"),
     ("recipients", "FILE", "read a table of recipients, again on SIGHUP"),
@@ -51,9 +47,6 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("log", "LEVEL", "off, error, warn, info, debug or trace [info, or RUST_LOG]"),
 ];
 
-/// Options that may be given several times, or with several values separated by commas in the environment.
-const REPEATABLE: &[&str] = &["listen", "lmtp", "allow-from", "domain"];
-
 /// Reads the command line, and from the environment what it does not say: the settings, and the level to log at where
 /// one was given. Prints help or the version where that is asked for, and ends.
 ///
@@ -70,23 +63,17 @@ pub fn parse() -> Result<(Config, Option<LevelFilter>), lexopt::Error> {
             _ => None,
         };
         let Some(index) = index else { return Err(argument.unexpected()) };
-        given[index].push(match OPTIONS[index] {
-            (_, "", _) => OsString::from("yes"),
-            _ => parser.value()?,
-        });
+        given[index].push(if OPTIONS[index].1.is_empty() { "yes".into() } else { parser.value()? });
     }
     let mut config = Config { signals: true, ..Config::default() };
     let mut level = None;
-    for (&(name, _, help), mut values) in OPTIONS.iter().zip(given) {
+    for (&(name, placeholder, help), mut values) in OPTIONS.iter().zip(given) {
         let mut source = format!("--{name}");
         if values.is_empty() {
             source = format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"));
             let value = std::env::var_os(&source).unwrap_or_default();
-            values = match value.to_str() {
-                Some(text) if REPEATABLE.contains(&name) => text.split(',').map(OsString::from).collect(),
-                _ => vec![value],
-            };
-            values.retain(|value| !value.is_empty());
+            let parts = value.as_bytes().split(|&octet| octet == b',' && placeholder.ends_with('…'));
+            values = parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()).collect();
         }
         for value in values {
             apply(name, &value, &mut config, &mut level)
@@ -107,12 +94,8 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
     let text = text.trim();
     let protocol = &mut config.protocol;
     match name {
-        "listen" => {
-            // What is asked for takes the place of the usual pair.
-            config.listen.retain(|listen| !listen.optional);
-            config.listen.push(listen(text, Dialect::Smtp)?);
-        }
-        "lmtp" => config.listen.push(listen(text, Dialect::Lmtp)?),
+        "listen" => config.listen.get_or_insert_default().push(place(text)?),
+        "lmtp" => config.lmtp.push(place(text)?),
         "maildir" => config.maildir = value.into(),
         "allow-from" if text == "any" => config.allow_from.extend([network("0.0.0.0/0")?, network("::/0")?]),
         "allow-from" => config.allow_from.push(network(text)?),
@@ -124,7 +107,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
         "sync" => config.sync = choice(text, &[("always", SyncMode::Always), ("never", SyncMode::Never)])?,
-        "keep-messages" => config.keep.messages = Some(text.parse::<NonZeroUsize>().ok()?.get()),
+        "keep-messages" => config.keep.messages = Some(text.parse().ok().filter(|&count| count > 0)?),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,
         "bare-newline" => {
@@ -134,10 +117,10 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
         "crlf" => protocol.line_end = choice(text, &[("convert", LineEnd::Lf), ("keep", LineEnd::Crlf)])?,
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
         "strict" => protocol.strict = choice(text, &YES_OR_NO)?,
-        "timeout" => config.timeout = duration(text).filter(|timeout| !timeout.is_zero())?,
-        "max-messages" => protocol.transactions_max = Some(text.parse::<NonZeroU32>().ok()?.get()),
-        "max-connections" => config.connections_max = text.parse::<NonZeroUsize>().ok()?.get(),
-        "grace" => config.grace = duration(text)?,
+        "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
+        "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
+        "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
+        "grace" => config.grace = time(text)?,
         "log" => *level = Some(text.parse().ok()?),
         _ => return None,
     }
@@ -152,13 +135,11 @@ fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
     choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
 }
 
-fn listen(value: &str, dialect: Dialect) -> Option<Listen> {
-    let place = match value.strip_prefix("unix:") {
-        Some("") => return None,
-        Some(path) => Place::Unix(path.into()),
-        None => Place::Tcp(value.parse().ok()?),
-    };
-    Some(Listen { place, dialect, optional: false })
+fn place(value: &str) -> Option<Place> {
+    match value.strip_prefix("unix:") {
+        Some(path) => (!path.is_empty()).then(|| Place::Unix(path.into())),
+        None => value.parse().ok().map(Place::Tcp),
+    }
 }
 
 /// A network, or one address.
@@ -192,12 +173,6 @@ fn min_free(value: &str) -> Option<MinFree> {
 }
 
 /// A time with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.
-fn duration(value: &str) -> Option<Duration> {
-    // A year is more than any timeout, and small enough to be added to a clock.
-    time(value).filter(|time| *time <= Duration::from_secs(366 * 86_400))
-}
-
-/// The same, however long.
 fn time(value: &str) -> Option<Duration> {
     let units = [("", 1000), ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     quantity(value, &units).map(Duration::from_millis)
@@ -214,8 +189,7 @@ const VERSION: &str = concat!("mailchute ", env!("CARGO_PKG_VERSION"), "\n");
 fn help() -> String {
     let line = |&(name, value, help): &(&str, &str, &str)| {
         let option = format!("--{name} {value}");
-        let more = if REPEATABLE.contains(&name) { " (repeatable)" } else { "" };
-        format!("  {option:<24} {help}{more}\n")
+        format!("  {option:<24} {help}\n")
     };
     let own = [("help", "", "print this and end"), ("version", "", "print the version and end")];
     let options: String = OPTIONS.iter().chain(&own).map(line).collect();
@@ -225,8 +199,8 @@ fn help() -> String {
 Usage: mailchute [OPTION]…
 
 {options}
-Each option can also be given as an environment variable: MAILCHUTE_LISTEN, MAILCHUTE_MAX_SIZE …
-A flag wins over its variable. Several values in a variable are separated by commas.
+Each option can also be given as an environment variable: MAILCHUTE_LISTEN, MAILCHUTE_MAX_SIZE and so on.
+A flag wins over its variable. With … it may be given several times; a variable separates values by commas.
 "
     )
 }
