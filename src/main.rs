@@ -13,14 +13,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    match options::parse() {
+    let (problem, status) = match options::parse() {
+        Err(problem) => (format!("{problem}; see mailchute --help"), USAGE),
         Ok((config, level)) => {
             start_logging(level);
-            let served = EventLoop::start(config).and_then(EventLoop::run);
-            served.map_or_else(|problem| complain(problem, 1), |()| ExitCode::SUCCESS)
+            match EventLoop::start(config).and_then(EventLoop::run) {
+                Err(problem) => (problem.to_string(), 1),
+                Ok(()) => return ExitCode::SUCCESS,
+            }
         }
-        Err(problem) => complain(format!("{problem}; see mailchute --help"), USAGE),
-    }
+    };
+    // Nobody may be left to read it.
+    let _ = writeln!(io::stderr(), "mailchute: {problem}");
+    ExitCode::from(status)
 }
 
 /// Standard error, for the log: a line is lost when its reader is too slow, lest the server wait for it.
@@ -46,10 +51,4 @@ fn start_logging(level: Option<LevelFilter>) {
     builder.parse_filters(filters.as_deref().unwrap_or("info"));
     builder.format(|line, record| writeln!(line, "{:<5} {}", record.level(), record.args()));
     builder.target(env_logger::Target::Pipe(Box::new(Stderr))).init();
-}
-
-fn complain(problem: impl std::fmt::Display, status: u8) -> ExitCode {
-    // Nobody may be left to read it.
-    let _ = writeln!(io::stderr(), "mailchute: {problem}");
-    ExitCode::from(status)
 }
