@@ -17,7 +17,7 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
@@ -61,7 +61,12 @@ impl Listener {
         let address = match place {
             Place::Tcp(address) => SocketAddrAny::from(*address),
             Place::Unix(path) => {
-                remove_stale_socket(path);
+                // A server that was killed left it behind.
+                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+                let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).is_err_and(refused) {
+                    let _ = std::fs::remove_file(path);
+                }
                 SocketAddrUnix::new(path)?.into()
             }
         };
@@ -143,14 +148,19 @@ impl EventLoop {
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         if config.signals {
-            watch_signals(&stopper, reload)?;
+            // Process 1 of a container would else ignore them.
+            for signal in [SIGTERM, SIGINT] {
+                signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
+            }
+            signal_hook::low_level::pipe::register(SIGHUP, reload)?;
+            // A file size limit is an error of a write, not the end of the process. Nobody reads what this sets.
+            signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         }
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = listen(&config)?;
         // std draws what it keys its hash tables with anew in each run.
         let random = RandomState::new().hash_one(());
-        let mut store =
-            open_store(&config, random).map_err(|(path, error)| unusable(&config.maildir, &path, &error))?;
+        let mut store = open_store(&config, random).map_err(|error| unusable(&config.maildir, error))?;
         store.limit_files(share_descriptors(&mut config.connections_max));
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
@@ -259,8 +269,7 @@ impl EventLoop {
         }
         let now = Instant::now();
         let newcomers = self.listeners.iter().any(|listener| listener.ready).then_some(self.accept_from);
-        let moments = [newcomers, self.end].into_iter().flatten();
-        let sleeps = moments.map(|moment| moment.saturating_duration_since(now));
+        let sleeps = newcomers.into_iter().chain(self.end).map(|moment| moment.saturating_duration_since(now));
         sleeps.fold(self.server.next_deadline(now), Duration::min)
     }
 
@@ -301,17 +310,6 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
-/// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore, and SIGHUP read the table again;
-/// and has a file size limit be an error of a write, not the end of the process.
-fn watch_signals(stopper: &OwnedFd, reload: OwnedFd) -> io::Result<()> {
-    signal_hook::low_level::pipe::register(SIGHUP, reload)?;
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
-    }
-    // A handler is enough; nobody reads what it sets.
-    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
-}
-
 /// Opens and proves the Maildir, which may be below the directory of mailboxes.
 fn open_store(config: &Config, random: u64) -> Result<Store<Disk>, PathError> {
     let mut disk = Disk::new(config.sync);
@@ -329,13 +327,10 @@ fn open_store(config: &Config, random: u64) -> Result<Store<Disk>, PathError> {
 /// that does not suffice. Returns how many files may be open at once.
 fn share_descriptors(connections_max: &mut usize) -> usize {
     let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = limit.maximum.map_or(Some(wanted), |maximum| Some(maximum.min(wanted)));
-        let _ = setrlimit(Resource::Nofile, limit);
-    }
-    let current = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |current| current as usize);
-    let room = current.saturating_sub(DESCRIPTORS_RESERVED).max(2);
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX).max(wanted.min(limit.maximum.unwrap_or(wanted)));
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
+    let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(2);
     let files_max = (room / 4).clamp(1, FILES_MAX);
     if *connections_max > room - files_max {
         *connections_max = room - files_max;
@@ -368,20 +363,11 @@ fn listen(config: &Config) -> io::Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-/// Removes a socket that a server which was killed left behind.
-fn remove_stale_socket(path: &Path) {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).is_err_and(refused) {
-        let _ = std::fs::remove_file(path);
-    }
-}
-
 /// Why a directory can't be used, whose it is, who we are, and what mends it.
-fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
+fn unusable(maildir: &Path, (path, error): PathError) -> io::Error {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let we = format!("{user}:{group}");
-    let maildir = if path.starts_with(maildir) { maildir } else { path };
+    let maildir = if path.starts_with(maildir) { maildir } else { &path };
     let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
     let advice = match error.kind() {
         ErrorKind::PermissionDenied if maildir.exists() => {
@@ -393,7 +379,7 @@ fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
         }
         _ => "mend that, or choose another with --maildir DIR".to_owned(),
     };
-    let path = absolute(path).unwrap_or_else(|_| path.to_owned());
+    let path = absolute(&path).unwrap_or_else(|_| path.clone());
     let mut problem = format!("can't keep mail in {}: {error}; ", path.display());
     if let Some((there, found)) = path.ancestors().find_map(|path| Some((path, path.metadata().ok()?))) {
         let (there, mode) = (there.display(), found.mode() & 0o7777);
