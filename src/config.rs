@@ -1,7 +1,7 @@
 //! Every setting and every limit, with its unit and where its figure comes from.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::delivery::MinFree;
 use crate::fs::SyncMode;
 use crate::maildir::Keep;
 use crate::smtp::data::{BareNewline, LineEnd};
-use crate::smtp::session::{Dialect, Settings};
+use crate::smtp::session::Settings;
 
 /// Octets of a block: one read, and a message that waits for the rest of it in memory. A message that is shorter, with
 /// its trace lines, reaches its file in one write.
@@ -43,22 +43,13 @@ impl fmt::Display for Place {
     }
 }
 
-/// One socket to listen on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// Where.
-    pub place: Place,
-    /// What is spoken there.
-    pub dialect: Dialect,
-    /// Whether a system that lacks this kind of address is only worth a warning, as with the default pair.
-    pub optional: bool,
-}
-
 /// All settings of a server. [`Config::default`] is what `mailchute` does without options.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The sockets to listen on.
-    pub listen: Vec<Listen>,
+    /// Where SMTP is taken; `None` for port 2525 of both loopback addresses, of which the system may lack one.
+    pub listen: Option<Vec<Place>>,
+    /// Where LMTP is taken.
+    pub lmtp: Vec<Place>,
     /// The Maildir that takes all mail; made where it is missing.
     pub maildir: PathBuf,
     /// Domains that mail is accepted for, `*.example.org` for all below one; none for all.
@@ -93,9 +84,9 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let usual = |address| Listen { place: Place::Tcp(address), dialect: Dialect::Smtp, optional: true };
         Self {
-            listen: [(Ipv4Addr::LOCALHOST, 2525).into(), (Ipv6Addr::LOCALHOST, 2525).into()].map(usual).into(),
+            listen: None,
+            lmtp: Vec::new(),
             maildir: PathBuf::from("Maildir"),
             domains: Vec::new(),
             mailboxes: None,
@@ -132,22 +123,13 @@ impl Config {
         if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
             return self.allow_from.clone();
         }
-        PRIVATE_NETWORKS.iter().filter_map(|network| network.parse().ok()).collect()
+        PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect()
     }
 }
 
 /// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
-const PRIVATE_NETWORKS: [&str; 9] = [
-    "127.0.0.0/8",
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "169.254.0.0/16",
-    "100.64.0.0/10",
-    "::1/128",
-    "fe80::/10",
-    "fc00::/7",
-];
+const PRIVATE_NETWORKS: &str =
+    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
 
 /// The system's own name; `localhost` where it has none that could stand in a greeting.
 fn system_hostname() -> String {

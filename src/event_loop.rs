@@ -2,8 +2,8 @@
 //! then takes its turn.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -17,23 +17,23 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::config::{Config, Listen, Place, TURN_ACCEPTS_MAX};
+use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, Now, Store};
 use crate::fs::{Disk, FileSystem as _, SyncMode};
+use crate::maildir::PathError;
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
 
-const STOPS: Token = Token(0);
-const RELOADS: Token = Token(1);
-const FLUSHES: Token = Token(2);
-const LISTENERS: usize = 3;
-/// Tokens of connections begin here; below are at most so many listeners.
-const CONNECTIONS: usize = 1024;
+/// A connection's token is its key; those of listeners begin here, where no key comes to.
+const LISTENERS: usize = usize::MAX / 2;
+const STOPS: Token = Token(usize::MAX);
+const RELOADS: Token = Token(usize::MAX - 1);
+const FLUSHES: Token = Token(usize::MAX - 2);
 
 /// Events of one poll.
 const EVENTS_MAX: usize = 1024;
@@ -57,6 +57,36 @@ struct Listener {
 }
 
 impl Listener {
+    fn bind(place: &Place, dialect: Dialect) -> Result<Self, Errno> {
+        let address = match place {
+            Place::Tcp(address) => SocketAddrAny::from(*address),
+            Place::Unix(path) => {
+                // A server that was killed left it behind.
+                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+                let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).is_err_and(refused) {
+                    let _ = std::fs::remove_file(path);
+                }
+                SocketAddrUnix::new(path)?.into()
+            }
+        };
+        let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
+        // A server that comes back finds its address free though old connections linger.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        if address.address_family() == AddressFamily::INET6 {
+            // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        rustix::net::bind(&socket, &address)?;
+        if let Place::Unix(path) = place {
+            // As on loopback, every user of this machine may send mail.
+            rustix::fs::chmod(path, Mode::from_raw_mode(0o666))?;
+        }
+        rustix::net::listen(&socket, BACKLOG)?;
+        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
+        Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
+    }
+
     /// Takes a newcomer. A `TcpStream` reads and writes Unix sockets, too.
     fn accept(&self) -> Result<(TcpStream, Peer), Errno> {
         let (socket, address) = rustix::net::acceptfrom_with(&self.socket, FLAGS)?;
@@ -118,25 +148,18 @@ impl EventLoop {
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         if config.signals {
-            watch_signals(&stopper, reload)?;
+            // Process 1 of a container would else ignore them.
+            for signal in [SIGTERM, SIGINT] {
+                signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
+            }
+            signal_hook::low_level::pipe::register(SIGHUP, reload)?;
+            // A file size limit is an error of a write, not the end of the process. Nobody reads what this sets.
+            signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         }
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
-        let listeners = bind_all(&config.listen)?;
+        let listeners = listen(&config)?;
         let random = random_number();
-        let mut disk = Disk::new(config.sync);
-        let name = &config.protocol.hostname;
-        let mailboxes = config.mailboxes.as_deref();
-        // The main Maildir may be below it.
-        let made = mailboxes.map_or(Ok(()), |path| match disk.open_directory(path, true) {
-            Ok(_) => Ok(()),
-            Err(error) => Err((path.to_owned(), error)),
-        });
-        let mut store = made
-            .and_then(|()| Store::open(disk, &config.maildir, name, random, config.min_free))
-            .and_then(|mut store| store.prove().map(|()| store))
-            .and_then(|mut store| store.serve_mailboxes(mailboxes, config.create_mailboxes).map(|()| store))
-            .map_err(|(path, error)| unusable(&config.maildir, &path, &error))?;
-        store.keep(config.keep);
+        let mut store = open_store(&config, random).map_err(|error| unusable(&config.maildir, error))?;
         store.limit_files(share_descriptors(&mut config.connections_max));
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
@@ -184,7 +207,7 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {
             match self.poll.poll(&mut events, Some(self.patience())) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 polled => polled?,
             }
             let now = Now::read();
@@ -193,16 +216,14 @@ impl EventLoop {
                     STOPS => self.stop(now),
                     RELOADS => self.reload(),
                     FLUSHES => self.server.mark_flushes(),
-                    Token(token) if token < CONNECTIONS => {
-                        if let Some(listener) = self.listeners.get_mut(token - LISTENERS) {
-                            listener.ready = true;
+                    Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
+                        Some(listener) => listener.ready = true,
+                        None => {
+                            let (readable, writable) = (event.is_readable(), event.is_writable());
+                            let ending = event.is_read_closed() || event.is_write_closed() || event.is_error();
+                            self.server.mark(token, Readiness { readable, writable, ending });
                         }
-                    }
-                    Token(token) => {
-                        let (readable, writable) = (event.is_readable(), event.is_writable());
-                        let ending = event.is_read_closed() || event.is_write_closed() || event.is_error();
-                        self.server.mark(token - CONNECTIONS, Readiness { readable, writable, ending });
-                    }
+                    },
                 }
             }
             self.accept(now);
@@ -219,8 +240,7 @@ impl EventLoop {
 
     /// Begins the end, or where it has begun, has it be now.
     fn stop(&mut self, now: Now) {
-        let mut stops = [0; 8];
-        for _ in 0..rustix::io::read(&self.stops, &mut stops).unwrap_or(0) {
+        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
             let grace = if self.end.is_none() { self.config.grace } else { Duration::ZERO };
             info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
             self.listeners.clear();
@@ -248,8 +268,7 @@ impl EventLoop {
         }
         let now = Instant::now();
         let newcomers = self.listeners.iter().any(|listener| listener.ready).then_some(self.accept_from);
-        let moments = [newcomers, self.end].into_iter().flatten();
-        let sleeps = moments.map(|moment| moment.saturating_duration_since(now));
+        let sleeps = newcomers.into_iter().chain(self.end).map(|moment| moment.saturating_duration_since(now));
         sleeps.fold(self.server.next_deadline(now), Duration::min)
     }
 
@@ -262,12 +281,11 @@ impl EventLoop {
             for _ in 0..TURN_ACCEPTS_MAX {
                 match listener.accept() {
                     Ok((stream, peer)) => {
-                        let token = Token(CONNECTIONS + self.server.vacant_key());
-                        if let Err(error) = watch(&self.poll, &stream, token, Interest::READABLE | Interest::WRITABLE) {
-                            warn!("a connection from {peer} can't be watched: {error}");
-                            continue;
+                        let token = Token(self.server.vacant_key());
+                        match watch(&self.poll, &stream, token, Interest::READABLE | Interest::WRITABLE) {
+                            Ok(()) => drop(self.server.accept(stream, peer, listener.dialect, now)),
+                            Err(error) => warn!("a connection from {peer} can't be watched: {error}"),
                         }
-                        self.server.accept(stream, peer, listener.dialect, now);
                     }
                     Err(Errno::AGAIN) => {
                         listener.ready = false;
@@ -291,17 +309,6 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
-/// Has SIGTERM and SIGINT end the loop, which process 1 of a container would else ignore, and SIGHUP read the table again;
-/// and has a file size limit be an error of a write, not the end of the process.
-fn watch_signals(stopper: &OwnedFd, reload: OwnedFd) -> io::Result<()> {
-    signal_hook::low_level::pipe::register(SIGHUP, reload)?;
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
-    }
-    // A handler is enough; nobody reads what it sets.
-    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop)
-}
-
 /// 64 bits that no other run has.
 fn random_number() -> u64 {
     #[cfg(target_os = "linux")]
@@ -315,42 +322,50 @@ fn random_number() -> u64 {
     RandomState::new().hash_one(())
 }
 
+/// Opens and proves the Maildir, which may be below the directory of mailboxes.
+fn open_store(config: &Config, random: u64) -> Result<Store<Disk>, PathError> {
+    let mut disk = Disk::new(config.sync);
+    if let Some(path) = &config.mailboxes {
+        disk.open_directory(path, true).map_err(|error| (path.clone(), error))?;
+    }
+    let mut store = Store::open(disk, &config.maildir, &config.protocol.hostname, random, config.min_free)?;
+    store.prove()?;
+    store.serve_mailboxes(config.mailboxes.as_deref(), config.create_mailboxes)?;
+    store.keep(config.keep);
+    Ok(store)
+}
+
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
 /// that does not suffice. Returns how many files may be open at once.
 fn share_descriptors(connections_max: &mut usize) -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
     let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |maximum| maximum.min(wanted)));
-        let _ = setrlimit(Resource::Nofile, limit);
-    }
-    let current = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |current| current as usize);
-    let room = current.saturating_sub(DESCRIPTORS_RESERVED).max(2);
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX).max(wanted.min(limit.maximum.unwrap_or(wanted)));
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
+    let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(2);
     let files_max = (room / 4).clamp(1, FILES_MAX);
     if *connections_max > room - files_max {
         *connections_max = room - files_max;
-        warn!(
-            "room for {connections_max} connections only: the limit of descriptors is {current}, {wanted} are wanted"
-        );
+        warn!("room for {connections_max} connections only: {current} descriptors may be open, {wanted} are wanted");
     }
     files_max
 }
 
-fn bind_all(places: &[Listen]) -> io::Result<Vec<Listener>> {
-    let mut listeners = Vec::with_capacity(places.len());
-    if places.len() > CONNECTIONS - LISTENERS {
-        return Err(io::Error::other("too many addresses to listen on"));
-    }
-    for Listen { place, dialect, optional } in places {
-        match bind(place) {
-            Ok((socket, place)) => listeners.push(Listener { socket, place, dialect: *dialect, ready: false }),
-            Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if *optional => {
+/// Binds all sockets.
+fn listen(config: &Config) -> io::Result<Vec<Listener>> {
+    let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
+    let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
+    let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
+    let mut listeners = Vec::new();
+    for (place, dialect) in smtp.chain(lmtp) {
+        match Listener::bind(place, dialect) {
+            Ok(listener) => listeners.push(listener),
+            Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if config.listen.is_none() && dialect == Dialect::Smtp => {
                 warn!("not listening on {place}: this system has no such address");
             }
             Err(error) => {
                 let advice = "choose another with --listen ADDR; ports below 1024 need CAP_NET_BIND_SERVICE";
-                let problem = format!("can't listen on {place}: {error}; {advice}");
-                return Err(io::Error::new(error.kind(), problem));
+                return Err(io::Error::other(format!("can't listen on {place}: {error}; {advice}")));
             }
         }
     }
@@ -360,61 +375,27 @@ fn bind_all(places: &[Listen]) -> io::Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-/// Binds a socket; the place that is returned has the port that a port 0 became.
-fn bind(place: &Place) -> Result<(OwnedFd, Place), Errno> {
-    let address = match place {
-        Place::Tcp(address) => SocketAddrAny::from(*address),
-        Place::Unix(path) => {
-            remove_stale_socket(path);
-            SocketAddrUnix::new(path)?.into()
-        }
-    };
-    let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
-    // A server that comes back finds its address free though old connections linger.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    if address.address_family() == AddressFamily::INET6 {
-        // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
-        sockopt::set_ipv6_v6only(&socket, true)?;
-    }
-    rustix::net::bind(&socket, &address)?;
-    if let Place::Unix(path) = place {
-        // As on loopback, every user of this machine may send mail.
-        rustix::fs::chmod(path, Mode::from_raw_mode(0o666))?;
-    }
-    rustix::net::listen(&socket, BACKLOG)?;
-    let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
-    Ok((socket, bound.map_or_else(|_| place.clone(), Place::Tcp)))
-}
-
-/// Removes a socket that a server which was killed left behind.
-fn remove_stale_socket(path: &Path) {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).is_err_and(refused) {
-        let _ = std::fs::remove_file(path);
-    }
-}
-
-/// Why a directory can't be used, who we are, whose it is, and what mends it.
-fn unusable(maildir: &Path, path: &Path, error: &io::Error) -> io::Error {
-    let maildir = if path.starts_with(maildir) { maildir } else { path };
+/// Why a directory can't be used, whose it is, who we are, and what mends it.
+fn unusable(maildir: &Path, (path, error): PathError) -> io::Error {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let path = absolute(path).unwrap_or_else(|_| path.to_owned());
-    let there = path.ancestors().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
-    let whose = there.map_or_else(String::new, |(nearest, metadata)| {
-        let (owner, owner_group, mode) = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
-        format!("{} is {owner}:{owner_group}'s with mode {mode:04o}, we are {user}:{group}; ", nearest.display())
-    });
+    let we = format!("{user}:{group}");
+    let maildir = if path.starts_with(maildir) { maildir } else { &path };
     let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
-    let advice = match (error.kind(), maildir.exists()) {
-        (io::ErrorKind::PermissionDenied, true) => {
-            format!("run: chown -R {user}:{group} {quoted} && chmod 0700 {quoted}")
+    let advice = match error.kind() {
+        ErrorKind::PermissionDenied if maildir.exists() => {
+            format!("run: chown -R {we} {quoted} && chmod 0700 {quoted}")
         }
         // The directory above may be anybody's and stays so.
-        (io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound, false) => {
+        ErrorKind::PermissionDenied | ErrorKind::NotFound if !maildir.exists() => {
             format!("run: install -d -o {user} -g {group} -m 0700 {quoted}")
         }
         _ => "mend that, or choose another with --maildir DIR".to_owned(),
     };
-    io::Error::new(error.kind(), format!("can't keep mail in {}: {error}; {whose}{advice}", path.display()))
+    let path = absolute(&path).unwrap_or_else(|_| path.clone());
+    let mut problem = format!("can't keep mail in {}: {error}; ", path.display());
+    if let Some((there, found)) = path.ancestors().find_map(|path| Some((path, path.metadata().ok()?))) {
+        let (there, mode) = (there.display(), found.mode() & 0o7777);
+        problem += &format!("{there} is {}:{}'s with mode {mode:04o}, we are {we}; ", found.uid(), found.gid());
+    }
+    io::Error::other(problem + &advice)
 }

@@ -686,6 +686,16 @@ fn help_and_version_are_no_errors() {
     for option in ["--listen", "--maildir", "--hostname", "--max-size", "--log", "--sync", "--version"] {
         assert!(help.stdout.contains(option), "{option}");
     }
+    // Each line of it is an option, or ends the program.
+    let names = help.stdout.lines().filter_map(|line| line.trim_start().strip_prefix("--")?.split(' ').next());
+    assert!(names.clone().count() > 20, "{}", help.stdout);
+    for name in names {
+        let mut command = mailchute();
+        command.args([&format!("--{name}"), "@@", "--log", "@@"]);
+        let ended = run(command);
+        assert_complaint(&ended, 64, &["@@"]);
+        assert!(!ended.stderr.contains("invalid option"), "{}", ended.stderr);
+    }
     let version = ask("--version");
     assert_eq!(version.stdout, format!("mailchute {}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!((version.status.code(), version.stderr.as_str()), (Some(0), ""));

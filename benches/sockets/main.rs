@@ -17,9 +17,8 @@ use std::time::Duration;
 
 use common::{Options, Workplace, median, range};
 use load::{MESSAGE_OCTETS, Sample};
-use mailchute::config::{Listen, Place};
+use mailchute::config::Place;
 use mailchute::delivery::MinFree;
-use mailchute::smtp::session::Dialect;
 use mailchute::{Config, EventLoop};
 
 const ROUNDS: u32 = 5;
@@ -87,7 +86,7 @@ fn measure(server: Server, workplace: &Workplace, connections: usize, time: Dura
         }
         Server::Mailchute => {
             let place = Place::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-            let listen = vec![Listen { place, dialect: Dialect::Smtp, optional: false }];
+            let listen = Some(vec![place]);
             let config = Config { listen, maildir: path, min_free: MinFree::Octets(0), ..Config::default() };
             let event_loop = EventLoop::start(config).unwrap();
             let address = event_loop.places()[0].parse().unwrap();
