@@ -15,7 +15,7 @@ use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::{Refusal, Reply};
-use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, Turn};
+use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
@@ -53,7 +53,9 @@ pub struct Server<T, F: FileSystem> {
     /// Those served; none for all.
     networks: Vec<IpNet>,
     store: Store<F>,
-    config: Config,
+    settings: Settings,
+    connections_max: usize,
+    timeout: Duration,
     ids: MessageIds,
     spare: Spare,
     /// For what one read brings, behind what was left of the one before.
@@ -80,7 +82,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             recipients,
             networks: config.networks(),
             store,
-            config: config.clone(),
+            settings: config.protocol.clone(),
+            connections_max: config.connections_max,
+            timeout: config.timeout,
             ids,
             spare: Spare::default(),
             input: vec![0; BLOCK_OCTETS].into_boxed_slice(),
@@ -119,17 +123,16 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
         debug!("session={} connect peer={peer}", self.sessions);
-        let settings = &self.config.protocol;
         let mut connection = Connection {
             transport,
-            session: Session::new(self.sessions, dialect, peer, settings),
+            session: Session::new(self.sessions, dialect, peer, &self.settings),
             action: Action::Read,
             ready: Readiness { writable: true, ..Readiness::default() },
             replies: Vec::new(),
             unread: Vec::new(),
             content: Vec::new(),
             delivery: None,
-            deadline: now.instant + self.config.timeout,
+            deadline: now.instant + self.timeout,
             scheduled: false,
             stored: 0,
         };
@@ -139,13 +142,13 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         };
         if !served && !self.networks.is_empty() {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.connections.len() >= self.config.connections_max {
+        } else if self.connections.len() >= self.connections_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
-        } else if settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
+        } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
-            connection.session.greet(settings, now.wall, &mut connection.replies);
+            connection.session.greet(&self.settings, now.wall, &mut connection.replies);
         }
         let key = self.connections.insert(connection);
         self.schedule(key);
@@ -263,7 +266,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                     Some(0) => return,
                     Some(count) => filled += count,
                 }
-                connection.deadline = now.instant + self.config.timeout;
+                connection.deadline = now.instant + self.timeout;
             }
             if self.feed(key, filled, now) == Action::Flush {
                 return;
@@ -282,7 +285,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.write(&mut self.store, key, now);
         }
         let mut turn = Turn {
-            settings: &self.config.protocol,
+            settings: &self.settings,
             now: now.wall,
             ids: &mut self.ids,
             spare: &mut self.spare,
@@ -327,7 +330,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
-            connection.deadline = now.instant + self.config.timeout;
+            connection.deadline = now.instant + self.timeout;
             connection.action = Action::Flush;
             self.touched.push(key);
             self.schedule(key);
@@ -348,9 +351,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 
     /// Ends the connections whose peers have been silent for too long. Activity only moves a deadline; all are looked at
     /// when the soonest may have passed, a few times a second at most.
-    #[inline(never)]
     fn expire(&mut self, now: Now) {
-        self.look = now.instant + self.config.timeout;
+        self.look = now.instant + self.timeout;
         for key in 0..self.connections.capacity() {
             match self.connections.get_mut(key) {
                 // Its deadline is set anew when its message is stored.
@@ -369,9 +371,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         self.look = self.look.max(now.instant + LOOKS_APART);
     }
 
-    /// Ends a connection; what there is of its message is dropped. Its key is free at once, as newcomers and events come
-    /// between turns only.
-    #[inline(never)]
+    /// Ends a connection; what there is of its message is dropped. Its key is free at once: newcomers come between turns
+    /// only, and none ends in a turn while its message is on its way to the store.
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
@@ -388,6 +389,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 }
 
 /// The line of a message in the log, with its first recipient and how many there are.
+#[inline(never)]
 fn log_outcome(session: &Session, outcome: Outcome) {
     let Some(transaction) = session.transaction() else { return };
     let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
