@@ -4,7 +4,7 @@
 //!
 //! 1. [`smtp`] is pure: octets in, replies and actions out; no socket, no file, no clock.
 //! 2. The disk decides the reply: `250` leaves only when the message and its name are on stable storage.
-//! 3. Events only mark; the turn does the work: receive, deliver, reply, expire, reap.
+//! 3. Events only mark; the turn does the work: receive, deliver, reply, sweep, expire.
 //!
 //! It can be embedded at two heights: [`smtp::session::Session`] alone, in any runtime, or the whole [`EventLoop`].
 //!

@@ -1,5 +1,6 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -7,10 +8,10 @@ use log::{debug, info};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
-use crate::connection::{Connection, Transport, Waiting};
+use crate::connection::Connection;
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
-use crate::pool::BufferPool;
+use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::{Refusal, Reply};
@@ -19,9 +20,6 @@ use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
 const LOOKS_APART: Duration = Duration::from_millis(250);
-
-/// Small buffers that are kept for the next peer that needs one.
-const SMALL_KEPT_MAX: usize = 128;
 
 /// What a socket is ready for, as an event said.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,17 +60,13 @@ pub struct Server<T, F: FileSystem> {
     spare: Spare,
     /// For what one read brings, behind what was left of the one before.
     input: Box<[u8]>,
-    /// For the message of one read, where its connection has no block.
-    scratch: Vec<u8>,
-    blocks: BufferPool,
-    small: BufferPool,
+    buffers: Buffers,
     /// When deadlines are looked at: no connection has one before.
-    look: Option<Instant>,
+    look: Instant,
     /// Connections that have work in the next turn.
     runnable: Vec<usize>,
     /// Connections of this turn, whose replies are sent at its end.
     touched: Vec<usize>,
-    closed: Vec<usize>,
     /// Connections whose messages wait until there is room for another file.
     stalled: Vec<usize>,
     flushes_ended: bool,
@@ -80,7 +74,7 @@ pub struct Server<T, F: FileSystem> {
     sessions: u64,
 }
 
-impl<T: Transport, F: FileSystem> Server<T, F> {
+impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
     pub fn new(config: &Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
         Self {
@@ -94,13 +88,10 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             ids,
             spare: Spare::default(),
             input: vec![0; BLOCK_OCTETS].into_boxed_slice(),
-            scratch: Vec::with_capacity(BLOCK_OCTETS),
-            blocks: BufferPool::new(BLOCK_OCTETS, BLOCKS_MAX, BLOCKS_MAX),
-            small: BufferPool::new(SMALL_OCTETS, usize::MAX, SMALL_KEPT_MAX),
-            look: None,
+            buffers: Buffers::default(),
+            look: Instant::now(),
             runnable: Vec::new(),
             touched: Vec::new(),
-            closed: Vec::new(),
             stalled: Vec::new(),
             flushes_ended: false,
             draining: false,
@@ -131,41 +122,35 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
-        let session = Session::new(self.sessions, dialect, peer, &self.settings);
-        let full = self.connections.len() >= self.connections_max;
-        let key = self.connections.insert(Connection {
+        debug!("session={} connect peer={peer}", self.sessions);
+        let mut connection = Connection {
             transport,
-            session,
-            replies: self.small.lend().unwrap_or_default(),
+            session: Session::new(self.sessions, dialect, peer, &self.settings),
+            action: Action::Read,
+            ready: Readiness { writable: true, ..Readiness::default() },
+            replies: Vec::new(),
             unread: Vec::new(),
             content: Vec::new(),
             delivery: None,
             deadline: now.instant + self.timeout,
-            waiting: Waiting::No,
-            readable: false,
-            writable: true,
-            ending: false,
-            hungry: true,
-            runnable: false,
+            scheduled: false,
             stored: 0,
-        });
-        self.look.get_or_insert(now.instant + self.timeout);
-        let Some(connection) = self.connections.get_mut(key) else { return key };
-        debug!("session={} connect peer={peer}", self.sessions);
+        };
         let served = match peer {
             Peer::Address(address) => self.networks.iter().any(|network| network.contains(&address)),
             Peer::Local => true,
         };
         if !served && !self.networks.is_empty() {
-            connection.dismiss(Reply::NOT_SERVED, &mut self.small);
-        } else if full || self.draining {
-            let reply = if full { Reply::TOO_MANY_CONNECTIONS } else { Reply::SHUTTING_DOWN };
-            connection.dismiss(reply, &mut self.small);
+            connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
+        } else if self.connections.len() >= self.connections_max {
+            connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
         } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
-            connection.dismiss(Reply::EARLY_TALK, &mut self.small);
+            connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
+            self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
             connection.session.greet(&self.settings, now.wall, &mut connection.replies);
         }
+        let key = self.connections.insert(connection);
         self.schedule(key);
         key
     }
@@ -173,10 +158,10 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// Notes what an event said of a connection. Keys of connections that ended are ignored, as are events that say
     /// nothing new.
     pub fn mark(&mut self, key: usize, readiness: Readiness) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.readable |= readiness.readable || readiness.ending;
-        connection.writable |= readiness.writable;
-        connection.ending |= readiness.ending;
+        let Some(Connection { ready, .. }) = self.connections.get_mut(key) else { return };
+        ready.readable |= readiness.readable || readiness.ending;
+        ready.writable |= readiness.writable;
+        ready.ending |= readiness.ending;
         self.schedule(key);
     }
 
@@ -198,60 +183,51 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
     /// are to be looked for.
     pub fn next_deadline(&self, now: Instant) -> Duration {
-        let sweep = self.store.next_sweep(now);
-        self.look.map_or(sweep, |look| look.saturating_duration_since(now).min(sweep))
+        self.look.saturating_duration_since(now).min(self.store.next_sweep(now))
     }
 
     /// Begins the end: sessions without a message are told 421, the others when theirs is done.
     pub fn drain(&mut self) {
         self.draining = true;
-        for index in 0..self.connections.capacity() {
-            self.schedule(index);
+        self.runnable.append(&mut self.stalled);
+        for key in 0..self.connections.capacity() {
+            self.schedule(key);
         }
     }
 
     /// Ends everything now; messages that are coming in are dropped.
     pub fn abort(&mut self) {
-        for index in 0..self.connections.capacity() {
-            self.close(index, "shutdown");
+        for key in 0..self.connections.capacity() {
+            self.close(key, "shutdown");
         }
         self.store.abort();
-        self.reap();
     }
 
     /// Does all the work that the events since the last turn brought, and sends the replies.
     pub fn turn(&mut self, now: Now) {
-        let mut keys = std::mem::replace(&mut self.runnable, std::mem::take(&mut self.touched));
-        for &key in &keys {
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.runnable = false;
-            }
-            self.receive(key, now);
+        std::mem::swap(&mut self.runnable, &mut self.touched);
+        for index in 0..self.touched.len() {
+            self.receive(self.touched[index], now);
         }
         self.store.advance(std::mem::take(&mut self.flushes_ended), now);
         while let Some((key, outcome)) = self.store.outcome() {
             self.delivered(key, outcome, now);
-            keys.push(key);
         }
-        while let Some(key) = if self.store.is_full() { None } else { self.stalled.pop() } {
-            if let Some(connection) = self.connections.get_mut(key).filter(|it| it.waiting == Waiting::ForRoom) {
-                connection.waiting = Waiting::No;
-                self.schedule(key);
-            }
+        if !self.store.is_full() {
+            self.runnable.append(&mut self.stalled);
         }
-        for &key in &keys {
+        while let Some(key) = self.touched.pop() {
             self.reply(key);
         }
-        keys.clear();
-        self.touched = keys;
         self.store.sweep(now);
-        self.expire(now);
-        self.reap();
+        if self.look <= now.instant {
+            self.expire(now);
+        }
     }
 
     fn schedule(&mut self, key: usize) {
-        if let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.runnable) {
-            connection.runnable = true;
+        if let Some(connection) = self.connections.get_mut(key).filter(|connection| !connection.scheduled) {
+            connection.scheduled = true;
             self.runnable.push(key);
         }
     }
@@ -260,133 +236,88 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     fn receive(&mut self, key: usize, now: Now) {
         for _ in 0..TURN_READS_MAX {
             let Some(connection) = self.connections.get_mut(key) else { return };
-            let replies_wait = !connection.replies.is_empty() && !connection.writable;
-            if connection.waiting != Waiting::No {
+            connection.scheduled = false;
+            if matches!(connection.action, Action::Deliver | Action::Close) {
                 return;
             }
+            let replies_wait = !connection.replies.is_empty() && !connection.ready.writable;
             if self.draining && !connection.session.in_message() {
                 // Whoever does not read will not read that either.
                 return match replies_wait {
-                    true => self.lose(key),
-                    false => connection.dismiss(Reply::SHUTTING_DOWN, &mut self.small),
+                    true => self.close(key, "lost"),
+                    false => connection.dismiss(Reply::SHUTTING_DOWN, &mut self.buffers),
                 };
             }
-            if replies_wait {
+            let hungry = connection.action == Action::Read;
+            if replies_wait || hungry && !connection.ready.readable {
                 return;
             }
             if self.store.is_full() && connection.delivery.is_none() && connection.session.transaction().is_some() {
-                connection.waiting = Waiting::ForRoom;
+                connection.scheduled = true;
                 return self.stalled.push(key);
             }
-            if connection.hungry && !connection.readable {
-                return;
-            }
-            let unread = std::mem::take(&mut connection.unread);
-            let mut filled = unread.len();
-            if let Some(place) = self.input.get_mut(..filled) {
-                place.copy_from_slice(&unread);
-            }
-            take_back(unread, &mut self.small, &mut self.blocks);
-            if connection.hungry {
-                let limit = if self.blocks.is_available() { BLOCK_OCTETS } else { SMALL_OCTETS };
+            let mut filled = connection.unread.len();
+            if hungry {
+                let limit = if self.buffers.blocks_lent < BLOCKS_MAX { BLOCK_OCTETS } else { SMALL_OCTETS };
                 match connection.fill(self.input.get_mut(filled..limit).unwrap_or_default()) {
+                    None if connection.replies.is_empty() => return self.close(key, "lost"),
                     // What was said before is answered all the same.
-                    None if !connection.replies.is_empty() => {
-                        connection.waiting = Waiting::ToClose;
-                        return;
-                    }
-                    None => return self.lose(key),
-                    Some(0) => {
-                        return connection.keep_unread(
-                            self.input.get(..filled).unwrap_or_default(),
-                            &mut self.small,
-                            &mut self.blocks,
-                        );
-                    }
+                    None => return connection.action = Action::Close,
+                    Some(0) => return,
                     Some(count) => filled += count,
                 }
                 connection.deadline = now.instant + self.timeout;
             }
-            let action = self.feed(key, filled, now);
-            if action != Action::Read {
+            if self.feed(key, filled, now) == Action::Flush {
                 return;
             }
         }
-        if self.connections.get(key).is_some_and(|connection| connection.readable) {
-            self.schedule(key);
-        }
     }
 
-    /// Gives the first `filled` octets of the input to a session, and does what it says.
+    /// Gives the first `filled` octets of the input to a session, those unread before among them, and does what it says.
     fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
-        let storage = self.store.storage(now);
-        let held = connection.content.capacity() > 0;
-        let mut content = std::mem::take(if held { &mut connection.content } else { &mut self.scratch });
-        if content.len() + filled > BLOCK_OCTETS {
-            let delivery = connection.delivery(&mut self.store, key, now);
-            self.store.append(delivery, &content, now);
-            content.clear();
+        self.input[..connection.unread.len()].copy_from_slice(&connection.unread);
+        self.buffers.take_back(&mut connection.unread);
+        self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
+        self.buffers.lend(&mut connection.content, BLOCK_OCTETS);
+        if connection.content.len() + filled > BLOCK_OCTETS {
+            connection.write(&mut self.store, key, now);
         }
-        self.small.lend_to(&mut connection.replies);
-        let mut used = 0;
-        let action = loop {
-            let input = self.input.get(used..filled).unwrap_or_default();
-            let mut turn = Turn {
-                settings: &self.settings,
-                now: now.wall,
-                ids: &mut self.ids,
-                spare: &mut self.spare,
-                directory: &mut Lookup { recipients: &mut self.recipients, store: &mut self.store, now },
-                storage,
-                more: connection.readable && !connection.ending,
-                replies: &mut connection.replies,
-                content: &mut content,
-            };
-            let (count, action) = connection.session.receive(input, &mut turn);
-            used += count;
-            if action != Action::Discard {
-                break action;
-            }
-            content.clear();
-            if let Some(delivery) = connection.delivery.take() {
-                self.store.discard(delivery);
-            }
+        let mut turn = Turn {
+            settings: &self.settings,
+            now: now.wall,
+            ids: &mut self.ids,
+            spare: &mut self.spare,
+            storage: self.store.storage(now),
+            directory: &mut Lookup { recipients: &mut self.recipients, store: &mut self.store, now },
+            more: connection.ready.readable && !connection.ready.ending,
+            replies: &mut connection.replies,
+            content: &mut connection.content,
         };
-        connection.hungry = action == Action::Read;
+        let (used, action) = connection.session.receive(&self.input[..filled], &mut turn);
+        connection.action = action;
         match action {
             Action::Deliver => {
-                let delivery = connection.delivery(&mut self.store, key, now);
-                self.store.finish(delivery, &content, now);
-                content.clear();
-                connection.waiting = Waiting::ForDelivery;
+                let delivery = connection.write(&mut self.store, key, now);
+                connection.delivery = None;
+                self.store.finish(delivery, &[], now);
             }
-            Action::Close => {
-                content.clear();
-                connection.waiting = Waiting::ToClose;
-            }
-            Action::Read | Action::Flush | Action::Discard => {}
+            Action::Discard | Action::Close => connection.discard(&mut self.store),
+            Action::Read | Action::Flush => {}
         }
-        if action != Action::Close {
-            connection.keep_unread(self.input.get(used..filled).unwrap_or_default(), &mut self.small, &mut self.blocks);
+        // There is a block where much is unread: that was asked for before it was read.
+        if used < filled {
+            self.buffers.lend(&mut connection.unread, filled - used);
+            connection.unread.extend_from_slice(&self.input[used..filled]);
         }
-        // What there is of a message waits for the rest in a block, or where none is free in its file.
-        match (held, content.is_empty()) {
-            (true, true) => self.blocks.take_back(content),
-            (true, false) => connection.content = content,
-            (false, true) => self.scratch = content,
-            (false, false) => {
-                let block = if content.capacity() == BLOCK_OCTETS { self.blocks.lend() } else { None };
-                if let Some(block) = block {
-                    (connection.content, self.scratch) = (content, block);
-                } else {
-                    let delivery = connection.delivery(&mut self.store, key, now);
-                    self.store.append(delivery, &content, now);
-                    content.clear();
-                    content.shrink_to(BLOCK_OCTETS);
-                    self.scratch = content;
-                }
-            }
+        // What there is of a message waits for the rest in its block, or where none is left in its file.
+        let held = self.buffers.blocks_lent <= BLOCKS_MAX && connection.content.capacity() == BLOCK_OCTETS;
+        if !held && !connection.content.is_empty() {
+            connection.write(&mut self.store, key, now);
+        }
+        if connection.content.is_empty() {
+            self.buffers.take_back(&mut connection.content);
         }
         action
     }
@@ -394,33 +325,14 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// Tells a session what became of its message.
     fn delivered(&mut self, key: usize, outcome: Outcome, now: Now) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        let session = &connection.session;
-        if let Some(transaction) = session.transaction() {
-            let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
-            let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
-            match outcome {
-                Outcome::Missing(destination, reply) => {
-                    let to = transaction.destinations().nth(destination).unwrap_or_default();
-                    info!("session={name} missing id={id} mailbox={to:?} reply=\"{reply}\"");
-                    return connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
-                }
-                Outcome::Stored => {
-                    info!("session={name} stored id={id} from={from:?} to={to:?} recipients={more} size={size}");
-                    connection.stored += 1;
-                }
-                Outcome::Refused(reply) => {
-                    info!("session={name} refused id={id} from={from:?} to={to:?} recipients={more} reply=\"{reply}\"");
-                }
-            }
-        }
-        connection.delivery = None;
-        connection.deadline = now.instant + self.timeout;
-        if connection.waiting == Waiting::ForDelivery {
-            connection.waiting = Waiting::No;
-        }
-        self.small.lend_to(&mut connection.replies);
+        log_outcome(&connection.session, outcome);
+        self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
-        if self.draining {
+        if !matches!(outcome, Outcome::Missing(..)) {
+            connection.stored += u64::from(outcome == Outcome::Stored);
+            connection.deadline = now.instant + self.timeout;
+            connection.action = Action::Flush;
+            self.touched.push(key);
             self.schedule(key);
         }
     }
@@ -428,62 +340,44 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
     /// Sends a connection's replies, and has it go on or end.
     fn reply(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.flush(&mut self.small).is_err() {
-            if connection.waiting != Waiting::ForDelivery {
-                self.lose(key);
-            }
-            return;
-        }
-        if !connection.replies.is_empty() {
-            return;
-        }
-        match connection.waiting {
-            Waiting::ToClose => self.close(key, "end"),
-            Waiting::No if !connection.hungry || connection.readable => self.schedule(key),
-            _ => {}
+        match (connection.action, connection.flush(&mut self.buffers)) {
+            (Action::Deliver, _) | (_, Ok(false)) => {}
+            (_, Err(_)) => self.close(key, "lost"),
+            (Action::Close, Ok(true)) => self.close(key, "end"),
+            (Action::Read, Ok(true)) if !connection.ready.readable => {}
+            (_, Ok(true)) => self.schedule(key),
         }
     }
 
     /// Ends the connections whose peers have been silent for too long. Activity only moves a deadline; all are looked at
     /// when the soonest may have passed, a few times a second at most.
     fn expire(&mut self, now: Now) {
-        if self.look.is_none_or(|look| look > now.instant) {
-            return;
-        }
-        let mut soonest: Option<Instant> = None;
+        self.look = now.instant + self.timeout;
         for key in 0..self.connections.capacity() {
-            let Some(connection) = self.connections.get_mut(key) else { continue };
-            if matches!(connection.waiting, Waiting::ForDelivery | Waiting::ForRoom) {
-                connection.deadline = now.instant + self.timeout;
+            match self.connections.get_mut(key) {
+                // It is not the peer who keeps us waiting.
+                Some(connection) if connection.action == Action::Deliver || connection.scheduled => {
+                    connection.deadline = now.instant + self.timeout;
+                }
+                Some(connection) if connection.deadline > now.instant => self.look = self.look.min(connection.deadline),
+                Some(connection) => {
+                    if connection.action != Action::Close && connection.replies.is_empty() {
+                        connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
+                        let _ = connection.flush(&mut self.buffers);
+                    }
+                    self.close(key, "timeout");
+                }
+                None => {}
             }
-            if connection.deadline > now.instant {
-                soonest = Some(soonest.map_or(connection.deadline, |soonest| soonest.min(connection.deadline)));
-                continue;
-            }
-            if connection.waiting == Waiting::No && connection.replies.is_empty() {
-                connection.dismiss(Reply::TIMED_OUT, &mut self.small);
-                let _ = connection.flush(&mut self.small);
-            }
-            self.close(key, "timeout");
         }
-        self.look = soonest.map(|soonest| soonest.max(now.instant + LOOKS_APART));
+        self.look = self.look.max(now.instant + LOOKS_APART);
     }
 
-    /// Ends a connection whose peer is gone.
-    fn lose(&mut self, key: usize) {
-        self.close(key, "lost");
-    }
-
-    /// Ends a connection; what there is of its message is dropped. Its key is free after this turn.
+    /// Ends a connection; what there is of its message is dropped. Its key is free at once: newcomers come between turns
+    /// only, and none ends in a turn while its message is on its way to the store.
     fn close(&mut self, key: usize, reason: &str) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        if connection.waiting == Waiting::Closed {
-            return;
-        }
-        if let Some(delivery) = connection.delivery.take().filter(|_| connection.waiting != Waiting::ForDelivery) {
-            self.store.discard(delivery);
-        }
-        connection.waiting = Waiting::Closed;
+        let Some(mut connection) = self.connections.try_remove(key) else { return };
+        connection.discard(&mut self.store);
         let (name, stored) = (connection.session.id(), connection.stored);
         match connection.session.hint() {
             Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
@@ -491,19 +385,27 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         }
         connection.session.end(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
-            take_back(std::mem::take(buffer), &mut self.small, &mut self.blocks);
-        }
-        self.closed.push(key);
-    }
-
-    /// Frees the places of connections that ended. Only now may their keys name others.
-    fn reap(&mut self) {
-        for key in self.closed.drain(..) {
-            self.connections.try_remove(key);
+            self.buffers.take_back(buffer);
         }
     }
 }
 
-fn take_back(buffer: Vec<u8>, small: &mut BufferPool, blocks: &mut BufferPool) {
-    if buffer.capacity() > SMALL_OCTETS { blocks.take_back(buffer) } else { small.take_back(buffer) }
+/// The line of a message in the log, with its first recipient and how many there are.
+#[inline(never)]
+fn log_outcome(session: &Session, outcome: Outcome) {
+    let Some(transaction) = session.transaction() else { return };
+    let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
+    let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
+    match outcome {
+        Outcome::Missing(destination, reply) => {
+            let to = transaction.destinations().nth(destination).unwrap_or_default();
+            info!("session={name} missing id={id} mailbox={to:?} reply=\"{reply}\"");
+        }
+        Outcome::Stored => {
+            info!("session={name} stored id={id} from={from:?} to={to:?} recipients={more} size={size}");
+        }
+        Outcome::Refused(reply) => {
+            info!("session={name} refused id={id} from={from:?} to={to:?} recipients={more} reply=\"{reply}\"");
+        }
+    }
 }

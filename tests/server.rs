@@ -269,3 +269,27 @@ fn without_domains_only_those_who_are_not_public_are_served() {
         assert_eq!(is_served(&both, address), served, "{address}");
     }
 }
+
+/// While no file may be opened, who has begun a message waits, although there is something to read: once, for an event.
+#[test]
+fn who_waits_for_a_file_keeps_nobody_busy() {
+    let disk = ModelDisk::new(Ends::Told);
+    let mut world = World::with(Config::default(), &disk, MinFree::Usual, 0).expect("a Maildir");
+    world.server.store().limit_files(1);
+    let (first, second) = (world.connect(Vec::new()), world.connect(Vec::new()));
+    world.say(second, "HELO c\r\nMAIL FROM:<a@b.example>\r\n");
+    world.say(first, &format!("{TO_DATA}text\r\n.\r\n"));
+    for line in ["RCPT TO:<c@d.example>\r\n", "NOOP\r\n"] {
+        world.clients[second].send(line);
+        world.mark(second);
+        world.server.turn(world.now);
+        assert!(!world.server.is_runnable(), "it does not rest");
+        assert_eq!(world.clients[second].replies(), "");
+    }
+    while disk.flushes_under_way() > 0 {
+        world.end_flushes(disk.flushes_under_way());
+        world.server.turn(world.now);
+    }
+    assert_eq!(codes(&world.say(first, "")), ["250"]);
+    assert_eq!(codes(&world.clients[second].replies()), ["250", "250"]);
+}
