@@ -15,7 +15,7 @@ use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::smtp::address::Path;
 use mailchute::smtp::command::Syntax;
-use mailchute::smtp::data::{BareNewline, LineEnd};
+use mailchute::smtp::data::LineEnd;
 use mailchute::smtp::session::Dialect;
 
 /// Each option's name (`MAILCHUTE_NAME` in the environment), what stands for its value in the help, and its help, which
@@ -127,10 +127,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut Option<Leve
         "keep-messages" => config.keep.messages = Some(text.parse::<NonZeroUsize>().ok()?.get()),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,
-        "bare-newline" => {
-            let choices = [("normalize", BareNewline::Normalize), ("reject", BareNewline::Reject)];
-            protocol.bare_newline = choice(text, &choices)?;
-        }
+        "bare-newline" => protocol.reject_bare_newline = choice(text, &[("normalize", false), ("reject", true)])?,
         "crlf" => protocol.line_end = choice(text, &[("convert", LineEnd::Lf), ("keep", LineEnd::Crlf)])?,
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
         "strict" => protocol.strict = choice(text, &YES_OR_NO)?,

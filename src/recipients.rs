@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::delivery::MAIN;
 use crate::smtp::address::Path;
 use crate::smtp::command::Syntax;
-use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::reply::Reply;
 
 /// Octets of the longest name of a file.
 const NAME_OCTETS_MAX: usize = 255;
@@ -100,12 +100,7 @@ impl Recipients {
     /// # Errors
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says, or what `exists`
     /// says of its mailbox.
-    pub fn resolve(
-        &mut self,
-        path: &Path<'_>,
-        exists: Exists<'_>,
-        take: &mut dyn FnMut(&str),
-    ) -> Result<(), Refusal<'_>> {
+    pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let serves_all = self.serves_all();
         let Self { address, untagged, destination, folder, rules, .. } = self;
         normalize(path, &self.own_domain, address);
@@ -134,7 +129,7 @@ impl Recipients {
                 Some(Rule::Reply(_, left)) if left.get() == 0 => unlisted = true,
                 Some(Rule::Reply(line, left)) => {
                     left.set(left.get() - u32::from(left.get() != u32::MAX));
-                    return Err(Refusal::Line(line));
+                    return Err(line);
                 }
                 Some(Rule::Destinations(destinations)) => {
                     let tag = tag.filter(|_| destinations.len() == 1);

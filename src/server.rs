@@ -13,7 +13,7 @@ use crate::fs::FileSystem;
 use crate::pool::BufferPool;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
-use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
@@ -42,7 +42,7 @@ struct Lookup<'a, F: FileSystem> {
 }
 
 impl<F: FileSystem> Directory for Lookup<'_, F> {
-    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>> {
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let mut exists = |destination: &str, create| self.store.accepts(destination, create, self.now);
         self.recipients.resolve(recipient, &mut exists, take)
     }

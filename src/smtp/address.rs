@@ -114,9 +114,11 @@ impl<'a> Path<'a> {
     /// What the local part means, without its quotes and backslashes: `"a\b"`, `"ab"` and `ab` name one mailbox
     /// (RFC 5321 4.1.2). The result may hold anything printable, `/` and blanks too.
     pub fn unquoted(&self) -> impl Iterator<Item = char> + Clone + use<'a> {
-        let inside = self.local_part().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-        let mut characters = inside.unwrap_or(self.local_part()).chars();
-        std::iter::from_fn(move || characters.next().and_then(|c| if c == '\\' { characters.next() } else { Some(c) }))
+        let mut characters = self.local_part().chars();
+        std::iter::from_fn(move || match characters.find(|&character| character != '"') {
+            Some('\\') => characters.next(),
+            character => character,
+        })
     }
 }
 
@@ -174,20 +176,16 @@ pub(super) fn after_domain(text: &str, syntax: Syntax) -> Option<&str> {
     } else {
         let rest = text.trim_start_matches(|character| {
             is_ldh(character)
-                || character == '.'
                 || is_utf8_non_ascii(character)
+                || character == '.'
                 || (character == '_' && !syntax.strict)
         });
-        (is_name(text.strip_suffix(rest)?, syntax), rest)
+        let name = text.strip_suffix(rest)?;
+        let relative = if syntax.strict { name } else { name.strip_suffix('.').unwrap_or(name) };
+        let hyphens = |label: &str| syntax.strict && (label.starts_with('-') || label.ends_with('-'));
+        (!relative.split('.').any(|label| label.is_empty() || hyphens(label)), rest)
     };
     (good && text.len() - rest.len() <= DOMAIN_OCTETS_MAX).then_some(rest)
-}
-
-/// Whether the labels of `text` are what their characters don't say yet.
-fn is_name(text: &str, syntax: Syntax) -> bool {
-    let relative = if syntax.strict { text } else { text.strip_suffix('.').unwrap_or(text) };
-    let hyphens = |label: &str| label.starts_with('-') || label.ends_with('-');
-    !relative.split('.').any(|label| label.is_empty() || (syntax.strict && hyphens(label)))
 }
 
 /// Whether `inside` may stand within the brackets of an `address-literal`. Of the tags of `General-address-literal`

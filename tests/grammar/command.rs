@@ -70,16 +70,16 @@ fn verbs() {
         assert!(parse(line, LENIENT).is_ok(), "{line}");
     }
     for line in ["VRFY", "EXPN ", "STARTTLS now", "VRFY  SMTPUTF8"] {
-        assert!(parse(line, STRICT).is_err_and(|reply| reply.code == 501), "{line}");
+        assert!(parse(line, STRICT).is_err_and(|reply| reply.0.starts_with("501 ")), "{line}");
         assert!(parse(line, LENIENT).is_err() || line.starts_with("VRFY  "), "{line}");
     }
     both("VRFY é", Err(Reply::UTF8_NOT_ANNOUNCED));
     for line in ["NOOP a\0b", "HELP é", "VRFY a\x1b", "DATA \x7f", "QUIT a\x01", "VRFY \u{9b} SMTPUTF8"] {
-        assert!(parse(line, LENIENT).is_err_and(|reply| reply.code == 501), "{line}");
+        assert!(parse(line, LENIENT).is_err_and(|reply| reply.0.starts_with("501 ")), "{line}");
     }
     for verb in ["NOOP", "MAIL", "RCPT", "BDAT", "AUTH", "VRFY", "EHLO", "QUIT"] {
         let line = [verb.as_bytes(), b" FROM:<a\xff@b>"].concat();
-        assert!(parse_whole(&line, LENIENT).is_err_and(|reply| reply.code == 501), "{verb}");
+        assert!(parse_whole(&line, LENIENT).is_err_and(|reply| reply.0.starts_with("501 ")), "{verb}");
     }
 }
 
@@ -287,21 +287,21 @@ fn authentication() {
 #[test]
 fn foreign_talk() {
     for (line, talk) in [
-        (&b"GET / HTTP/1.1"[..], Some(Foreign::Http)),
-        (b"POST / HTTP/1.1", Some(Foreign::Http)),
-        (b"PUT /x", Some(Foreign::Http)),
-        (b"HEAD / HTTP/1.0", Some(Foreign::Http)),
-        (b"OPTIONS * HTTP/1.1", Some(Foreign::Http)),
-        (b"CONNECT a:25 HTTP/1.1", Some(Foreign::Http)),
-        (b"\x16\x03\x01\x02\x00", Some(Foreign::Tls)),
-        (b"\x16", Some(Foreign::Tls)),
-        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25", Some(Foreign::ProxyHeader)),
-        (b"\0", Some(Foreign::ProxyHeader)),
+        (&b"GET / HTTP/1.1"[..], Some("http")),
+        (b"POST / HTTP/1.1", Some("http")),
+        (b"PUT /x", Some("http")),
+        (b"HEAD / HTTP/1.0", Some("http")),
+        (b"OPTIONS * HTTP/1.1", Some("http")),
+        (b"CONNECT a:25 HTTP/1.1", Some("http")),
+        (b"\x16\x03\x01\x02\x00", Some("tls-on-plain")),
+        (b"\x16", Some("tls-on-plain")),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25", Some("proxy-header")),
+        (b"\0", Some("proxy-header")),
         (b"GETX", None),
         (b"", None),
         (b"MAIL FROM:<a@b>", None),
     ] {
-        assert_eq!(foreign(line), talk, "{}", line.escape_ascii());
+        assert_eq!(foreign(line).map(|(_, hint)| hint), talk, "{}", line.escape_ascii());
     }
 }
 
@@ -345,7 +345,7 @@ fn any_octets_are_a_command_or_a_reply() {
             assert_eq!(lenient, Ok(strict), "{}", line.escape_ascii());
         }
         if let Err(reply) = lenient {
-            assert!(matches!(reply.code, 500 | 501 | 553 | 555), "{}", line.escape_ascii());
+            assert!(["500", "501", "553", "555"].contains(&&reply.0[..3]), "{}", line.escape_ascii());
         } else {
             assert_eq!(foreign(&line), None);
             assert!(!line.contains(&0) && !line.contains(&0x7f), "{}", line.escape_ascii());
