@@ -102,8 +102,8 @@ impl DataDecoder {
         (at, (at as i64 - std::mem::take(&mut self.overhead)) as u64, self.state == End)
     }
 
-    /// Decodes text that begins with no dot, as far as it is ordinary: lines and their ends, and stuffed dots that
-    /// text follows. Returns how many octets that was; what follows them needs [`Self::step`].
+    /// Decodes text that begins with no dot, as far as it is ordinary: lines that end in CRLF, and stuffed dots that text
+    /// follows. Returns how many octets that was; what follows them needs [`Self::step`].
     #[inline]
     fn lines(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> usize {
         self.state = Text;
@@ -114,27 +114,15 @@ impl DataDecoder {
         while let Some(found) = newline(&input[line..], length) {
             length = found;
             let end = line + found;
-            line = match (&input[end..], self.lf_session) {
-                ([CR, LF, ..], false) => {
-                    if self.line_end == LineEnd::Lf {
-                        sink(&input[run..end]);
-                        run = end + 1;
-                    }
-                    end + 2
-                }
-                ([LF, ..], true) => {
-                    if self.line_end == LineEnd::Crlf {
-                        sink(&input[run..end]);
-                        sink(b"\r");
-                        run = end;
-                    }
-                    end + 1
-                }
-                _ => {
-                    sink(&input[run..end]);
-                    return end;
-                }
-            };
+            if self.lf_session || !input[end..].starts_with(b"\r\n") {
+                sink(&input[run..end]);
+                return end;
+            }
+            if self.line_end == LineEnd::Lf {
+                sink(&input[run..end]);
+                run = end + 1;
+            }
+            line = end + 2;
             match (&input[line..], self.framing) {
                 ([b'.', next, ..], Framing::Dot) if *next != CR && *next != LF => {
                     sink(&input[run..line]);

@@ -38,7 +38,6 @@ impl Reply {
     pub(super) const START_MAIL_INPUT: Self = Self("354 Enter mail, end with \".\" on a line by itself");
     pub(super) const BAD_SEQUENCE: Self = Self("503 5.5.1 Bad sequence of commands");
     pub(super) const NO_RECIPIENTS: Self = Self("503 5.5.1 No recipients: RCPT comes first");
-    /// The end of a message whose recipients were all refused.
     pub(super) const NO_VALID_RECIPIENTS: Self = Self("554 5.5.1 No valid recipients");
     /// Nobody has that mailbox, or the table says so.
     pub const NO_SUCH_MAILBOX: Self = Self("550 5.1.1 No such mailbox here");
@@ -57,7 +56,6 @@ impl Reply {
     pub(super) const LINE_TOO_LONG: Self = Self("500 5.5.2 Line too long");
     /// A command line that ends in LF alone, which only `--strict` minds (RFC 5321 2.3.8).
     pub(super) const BARE_LINE_FEED: Self = Self("500 5.5.2 Lines end in CRLF");
-    /// The answer to HELP.
     pub(super) const HELP: Self = Self(
         "214-2.0.0 HELO EHLO LHLO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP\r\n\
          214-2.0.0 This server stores mail and relays none.\r\n\
@@ -94,12 +92,9 @@ impl Reply {
     pub(super) const NO_PROXY_HEADER: Self = Self("554 5.5.0 No proxy header expected here");
     pub(super) const NOT_TLS: Self = Self("554 5.5.0 No TLS here");
 
-    // Logins (RFC 4954). The challenges are compared octet by octet by some devices.
-    /// For PLAIN without an initial response.
+    // Logins (RFC 4954). The challenges, `Username:` and `Password:`, are compared octet by octet by some devices.
     pub(super) const CHALLENGE_EMPTY: Self = Self("334 ");
-    /// `Username:`
     pub(super) const CHALLENGE_USER_NAME: Self = Self("334 VXNlcm5hbWU6");
-    /// `Password:`
     pub(super) const CHALLENGE_PASSWORD: Self = Self("334 UGFzc3dvcmQ6");
     pub(super) const LOGIN_ACCEPTED: Self = Self("235 2.7.0 Authentication successful");
     /// `*` in place of a response.

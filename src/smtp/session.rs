@@ -82,8 +82,7 @@ pub struct Turn<'a> {
     pub more: bool,
     /// Written to the peer; never more than [`REPLIES_OCTETS_MAX`].
     pub replies: &'a mut Vec<u8>,
-    /// Written to the message's file: at most as many octets as came (twice as many where lone line feeds become
-    /// CRLF), and the trace header.
+    /// Written to the message's file: trace lines, and at most as many octets as came, or twice, as LF becomes CRLF.
     pub content: &'a mut Vec<u8>,
 }
 
@@ -281,10 +280,8 @@ impl Session {
         if self.decoder.lf_dot_seen() { Some("lf-dot") } else { self.hint }
     }
 
-    /// Takes octets from the peer: returns how many it used and what is to be done.
-    ///
-    /// Called again with the rest until it returns [`Action::Read`] or [`Action::Close`]; after
-    /// [`Action::Deliver`] not before [`delivered`](Self::delivered) was called.
+    /// Takes octets from the peer: returns how many it used and what is to be done. Called again with the rest until that
+    /// is to read or to close; after [`Action::Deliver`] not before [`delivered`](Self::delivered) was called.
     pub fn receive(&mut self, input: &[u8], turn: &mut Turn<'_>) -> (usize, Action) {
         let mut used = 0;
         loop {
