@@ -392,7 +392,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let session = &connection.session;
         if let Some(transaction) = session.transaction() {
-            let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
+            let (name, id, from, size) = (session.id, transaction.id, transaction.reverse_path(), transaction.octets);
             let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
             match outcome {
                 Outcome::Missing(destination, reply) => {
@@ -480,7 +480,7 @@ impl<T: Transport, F: FileSystem> Server<T, F> {
             self.store.discard(delivery);
         }
         connection.waiting = Waiting::Closed;
-        let (name, stored) = (connection.session.id(), connection.stored);
+        let (name, stored) = (connection.session.id, connection.stored);
         match connection.session.hint() {
             Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
             None => debug!("session={name} closed reason={reason} stored={stored}"),

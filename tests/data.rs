@@ -51,7 +51,7 @@ impl Trial {
     }
 
     fn assert_same(&self, reference: &Reference, input: &[u8], parts: &str) {
-        let decoder = (self.decoder.bare_newline_seen(), self.decoder.lf_session(), self.decoder.lf_dot_seen());
+        let decoder = (self.decoder.bare_newline, self.decoder.lf_session, self.decoder.lf_dot);
         let same = self.stored == reference.stored
             && (self.consumed, self.ended) == (reference.consumed, reference.ended)
             && self.overhead() == reference.overhead()
@@ -122,7 +122,7 @@ fn compare(kind: (Framing, LineEnd, bool), input: &[u8], splits: impl Iterator<I
             finished.decode(input);
             finished.finish();
             assert_eq!(parts.stored, finished.stored, "{:?} finished", input.escape_ascii().to_string());
-            assert_eq!(parts.decoder.bare_newline_seen(), finished.bare_newline);
+            assert_eq!(parts.decoder.bare_newline, finished.bare_newline);
         }
     }
 }
@@ -331,7 +331,7 @@ fn ends_an_lf_session_at_its_first_cr() {
             "{:?}",
             word.escape_ascii().to_string()
         );
-        assert_eq!(trial.decoder.lf_session(), lf_end.is_some() || cr == word.len());
+        assert_eq!(trial.decoder.lf_session, lf_end.is_some() || cr == word.len());
     });
 }
 
@@ -421,7 +421,7 @@ fn stores_what_was_meant() {
 fn marks(input: &[u8], lf_session: bool) -> (bool, bool, bool) {
     let mut trial = Trial::new((Framing::Dot, LineEnd::Lf, lf_session));
     trial.decode(input);
-    (trial.decoder.bare_newline_seen(), trial.decoder.lf_session(), trial.decoder.lf_dot_seen())
+    (trial.decoder.bare_newline, trial.decoder.lf_session, trial.decoder.lf_dot)
 }
 
 #[test]

@@ -29,25 +29,13 @@ impl Syntax {
 /// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// HELO, EHLO or LHLO (RFC 5321 4.1.1.1, RFC 2033 4.1).
-    Hello {
-        /// Which of them.
-        hello: Hello,
-        /// Printable ASCII, at most 255 octets; in lenient syntax any, and empty when the peer gives none.
-        name: &'a str,
-    },
-    /// MAIL (RFC 5321 4.1.1.2).
-    Mail {
-        /// Where the message comes from.
-        reverse_path: Path<'a>,
-        /// What its extensions say.
-        parameters: MailParameters,
-    },
-    /// RCPT (RFC 5321 4.1.1.3).
-    Rcpt {
-        /// Where the message goes.
-        forward_path: Path<'a>,
-    },
+    /// HELO, EHLO or LHLO (RFC 5321 4.1.1.1, RFC 2033 4.1) with a name: printable ASCII, at most 255 octets; in lenient
+    /// syntax any, and empty when the peer gives none.
+    Hello(Hello, &'a str),
+    /// MAIL (RFC 5321 4.1.1.2): where the message comes from, and what its extensions say.
+    Mail(Path<'a>, MailParameters),
+    /// RCPT (RFC 5321 4.1.1.3): where the message goes.
+    Rcpt(Path<'a>),
     /// DATA (RFC 5321 4.1.1.4).
     Data,
     /// BDAT (RFC 3030 2).
@@ -69,11 +57,8 @@ pub enum Command<'a> {
     Expn,
     /// HELP (RFC 5321 4.1.1.8).
     Help,
-    /// AUTH (RFC 4954 4). Who offers it reads the argument with [`login`].
-    Auth {
-        /// What stands behind the verb.
-        argument: &'a str,
-    },
+    /// AUTH (RFC 4954 4). Who offers it reads what stands behind the verb with [`login`].
+    Auth(&'a str),
     /// STARTTLS (RFC 3207 4).
     StartTls,
 }
@@ -123,11 +108,11 @@ impl<'a> Command<'a> {
             b"LHLO" => hello(Hello::Lhlo, argument, syntax),
             b"MAIL" => {
                 let (reverse_path, rest) = Path::reverse(after_keyword("FROM", argument, syntax)?, syntax)?;
-                Ok(Self::Mail { reverse_path, parameters: parameters(rest, 0, syntax)? })
+                Ok(Self::Mail(reverse_path, parameters(rest, 0, syntax)?))
             }
             b"RCPT" => {
                 let (forward_path, rest) = Path::forward(after_keyword("TO", argument, syntax)?, syntax)?;
-                parameters(rest, SERVED, syntax).map(|_| Self::Rcpt { forward_path })
+                parameters(rest, SERVED, syntax).map(|_| Self::Rcpt(forward_path))
             }
             b"DATA" => nothing(argument, syntax.strict).map(|()| Self::Data),
             b"BDAT" => bdat(argument, syntax),
@@ -137,7 +122,7 @@ impl<'a> Command<'a> {
             b"VRFY" => search(argument).map(|()| Self::Vrfy),
             b"EXPN" => search(argument).map(|()| Self::Expn),
             b"HELP" => nothing(argument, false).map(|()| Self::Help),
-            b"AUTH" => Ok(Self::Auth { argument }),
+            b"AUTH" => Ok(Self::Auth(argument)),
             // An argument could be meant for the other side of the handshake: no syntax forgives it.
             b"STARTTLS" => nothing(argument, true).map(|()| Self::StartTls),
             _ => Err(Reply::UNRECOGNIZED),
@@ -147,7 +132,7 @@ impl<'a> Command<'a> {
 
 fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let good = is_text(name) && (!syntax.strict || after_domain(name, syntax) == Some(""));
-    if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello { hello, name }) } else { Err(Reply::BAD_NAME) }
+    if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello(hello, name)) } else { Err(Reply::BAD_NAME) }
 }
 
 /// What stands behind `FROM:` or `TO:`.

@@ -67,9 +67,13 @@ pub struct DataDecoder {
     state: State,
     framing: Framing,
     line_end: LineEnd,
-    lf_session: bool,
-    bare_newline: bool,
-    lf_dot: bool,
+    /// The session is an LF session still: no CR was read.
+    pub lf_session: bool,
+    /// A lone CR or LF was in the message; in an LF session an LF is not one.
+    pub bare_newline: bool,
+    /// The last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows, then the
+    /// peer waits for a reply to a message that did not end.
+    pub lf_dot: bool,
     /// Octets that this call of `decode` read and that are no part of the message, less those that it found to be one.
     overhead: i64,
 }
@@ -206,25 +210,9 @@ impl DataDecoder {
         self.state = End;
     }
 
-    /// Whether a lone CR or LF was in the message; in an LF session an LF is not one.
-    pub const fn bare_newline_seen(&self) -> bool {
-        self.bare_newline
-    }
-
-    /// Whether the session is an LF session still: no CR was read.
-    pub const fn lf_session(&self) -> bool {
-        self.lf_session
-    }
-
     /// Sees octets that are no text of a message, such as a command: a CR in them ends the LF session, too.
     pub fn note_line_end(&mut self, octets: &[u8]) {
         self.lf_session = self.lf_session && memchr(CR, octets).is_none();
-    }
-
-    /// Whether the last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows,
-    /// then the peer waits for a reply to a message that did not end.
-    pub const fn lf_dot_seen(&self) -> bool {
-        self.lf_dot
     }
 }
 

@@ -207,7 +207,8 @@ enum Phase {
 /// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
 #[derive(Debug)]
 pub struct Session {
-    id: u64,
+    /// Its number, as the log names it.
+    pub id: u64,
     dialect: Dialect,
     peer: Peer,
     phase: Phase,
@@ -259,11 +260,6 @@ impl Session {
         self.turn_away(reply).write(replies);
     }
 
-    /// The number of this session, as the log names it.
-    pub const fn id(&self) -> u64 {
-        self.id
-    }
-
     /// The transaction under way.
     pub fn transaction(&self) -> Option<&Transaction> {
         self.transaction.as_deref()
@@ -277,7 +273,7 @@ impl Session {
     /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
     /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
     pub fn hint(&self) -> Option<&'static str> {
-        if self.decoder.lf_dot_seen() { Some("lf-dot") } else { self.hint }
+        if self.decoder.lf_dot { Some("lf-dot") } else { self.hint }
     }
 
     /// Takes octets from the peer: returns how many it used and what is to be done. Called again with the rest until that
@@ -404,23 +400,23 @@ impl Session {
     /// in the same octets.
     fn command(&mut self, command: Command<'_>, behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
-        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset) {
+        if matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset) {
             self.text_may_follow = false;
         }
         // What may have others behind it in a group (RFC 2920 3.1); that must have been offered.
         let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
         let may_be_followed = match command {
             Command::Bdat { .. } => true,
-            Command::Mail { .. } | Command::Rcpt { .. } | Command::Rset | Command::Help | Command::StartTls => offered,
+            Command::Mail(..) | Command::Rcpt(_) | Command::Rset | Command::Help | Command::StartTls => offered,
             _ => false,
         };
         if settings.strict && !behind.is_empty() && !may_be_followed {
             return Err(self.turn_away(Reply::EARLY_TALK));
         }
         match command {
-            Command::Hello { hello, name } => self.hello(hello, name, turn)?,
-            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn)?,
-            Command::Rcpt { forward_path } => self.rcpt(&forward_path, turn)?,
+            Command::Hello(hello, name) => self.hello(hello, name, turn)?,
+            Command::Mail(reverse_path, parameters) => self.mail(&reverse_path, parameters, turn)?,
+            Command::Rcpt(forward_path) => self.rcpt(&forward_path, turn)?,
             Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
             Command::Bdat { octets, last } => {
                 self.phase = Phase::Chunk { left: octets, last, announced: octets };
@@ -439,10 +435,10 @@ impl Session {
             }
             Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
             Command::Help => Reply::HELP.write(turn.replies),
-            Command::Auth { argument } if settings.accept_any_login => {
+            Command::Auth(argument) if settings.accept_any_login => {
                 self.auth(argument, Syntax { strict: settings.strict })?.write(turn.replies);
             }
-            Command::Auth { .. } => {
+            Command::Auth(_) => {
                 self.hint = Some("auth-required-by-client");
                 return Err(Reply::NOT_IMPLEMENTED);
             }
@@ -610,7 +606,7 @@ impl Session {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         transaction.id = turn.ids.next(turn.now);
         transaction.begun = true;
-        self.decoder = DataDecoder::new(framing, settings.line_end, self.decoder.lf_session());
+        self.decoder = DataDecoder::new(framing, settings.line_end, self.decoder.lf_session);
         self.text_may_follow = false;
         if transaction.failure.is_some() {
             return;
@@ -674,7 +670,7 @@ impl Session {
             let faults = [
                 (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
                 (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
-                (settings.reject_bare_newline && self.decoder.bare_newline_seen(), Reply::BARE_NEWLINE),
+                (settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE),
             ];
             transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
             self.discard = transaction.failure.is_some();

@@ -15,7 +15,7 @@ fn parse(line: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
 /// A command, and where it is AUTH what whoever offers it makes of the argument.
 fn parse_whole(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
     let command = Command::parse(line, syntax)?;
-    if let Command::Auth { argument } = command {
+    if let Command::Auth(argument) = command {
         login(argument, syntax)?;
     }
     Ok(command)
@@ -24,7 +24,7 @@ fn parse_whole(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
 /// The address and the parameters of MAIL, or the reply.
 fn mail(line: &str, syntax: Syntax) -> Result<(&str, MailParameters), Reply> {
     match parse(line, syntax)? {
-        Command::Mail { reverse_path, parameters } => Ok((reverse_path.as_str(), parameters)),
+        Command::Mail(reverse_path, parameters) => Ok((reverse_path.as_str(), parameters)),
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -92,7 +92,7 @@ fn hello_names() {
         ("HELO medea ", Hello::Helo, "medea"), // HP
         ("LHLO [IPv6:::1]", Hello::Lhlo, "[IPv6:::1]"),
     ] {
-        both(line, Ok(Command::Hello { hello, name }));
+        both(line, Ok(Command::Hello(hello, name)));
     }
     for (device, line, name) in [
         ("Danfoss drive", "HELO", ""),
@@ -104,11 +104,11 @@ fn hello_names() {
         ("Windows 98", "EHLO PC_1", "PC_1"),
     ] {
         let hello = if line.starts_with("HELO") { Hello::Helo } else { Hello::Ehlo };
-        assert_eq!(parse(line, LENIENT), Ok(Command::Hello { hello, name }), "{device}");
+        assert_eq!(parse(line, LENIENT), Ok(Command::Hello(hello, name)), "{device}");
         assert_eq!(parse(line, STRICT), Err(Reply::BAD_NAME), "{device}");
     }
     let name = "d".repeat(255);
-    both(&format!("EHLO {name}"), Ok(Command::Hello { hello: Hello::Ehlo, name: &name }));
+    both(&format!("EHLO {name}"), Ok(Command::Hello(Hello::Ehlo, &name)));
     both(&format!("EHLO {name}d"), Err(Reply::BAD_NAME));
     for line in ["EHLO a\0b", "EHLO x\rInjected: y", "HELO é", "HELO \x1b[2J", "EHLO a\tb", "LHLO \x7f"] {
         both(line, Err(Reply::BAD_NAME));
@@ -139,7 +139,7 @@ fn mail_from_devices() {
         ("a person", "rcpt to :postmaster", "Postmaster"),
         ("asks for notifications", "RCPT TO:<a@b> NOTIFY=NEVER ORCPT=rfc822;a@b", "a@b"),
     ] {
-        let Ok(Command::Rcpt { forward_path }) = parse(line, LENIENT) else { panic!("{device}: {line}") };
+        let Ok(Command::Rcpt(forward_path)) = parse(line, LENIENT) else { panic!("{device}: {line}") };
         assert_eq!(forward_path.as_str(), address, "{device}");
         assert!(parse(line, STRICT).is_err(), "{device}: {line}");
     }
@@ -151,7 +151,7 @@ fn paths() {
     for syntax in [STRICT, LENIENT] {
         assert_eq!(mail("mail From:<>", syntax), Ok(("", none)));
         assert_eq!(mail("MAIL FROM:<@x,@y:\"a b\"@[1.2.3.4]>  ", syntax), Ok(("\"a b\"@[1.2.3.4]", none)));
-        let Ok(Command::Rcpt { forward_path }) = parse("RCPT TO:<é@x>", syntax) else { panic!("{syntax:?}") };
+        let Ok(Command::Rcpt(forward_path)) = parse("RCPT TO:<é@x>", syntax) else { panic!("{syntax:?}") };
         assert!(!forward_path.as_str().is_ascii());
     }
     for line in ["MAIL", "MAIL FROM", "MAIL FROM <a@b>", "MAIL TO:<a@b>", "MAIL <a@b>", "MAIL FROM\0:<a@b>"] {
@@ -268,8 +268,8 @@ fn chunks() {
 
 #[test]
 fn authentication() {
-    both("auth plain x", Ok(Command::Auth { argument: "plain x" }));
-    both("AUTH \t", Ok(Command::Auth { argument: "" }));
+    both("auth plain x", Ok(Command::Auth("plain x")));
+    both("AUTH \t", Ok(Command::Auth("")));
     for syntax in [STRICT, LENIENT] {
         assert_eq!(login("LOGIN", syntax), Ok(("LOGIN", None)));
         assert_eq!(login("plain =", syntax), Ok(("plain", Some(""))));
