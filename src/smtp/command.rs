@@ -185,14 +185,10 @@ fn is_number(text: &str) -> bool {
 
 fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let mut words = words(argument, syntax);
-    let number = words.next().filter(|word| is_number(word));
-    let octets = number.and_then(|number| number.parse().ok()).ok_or(Reply::BAD_CHUNK)?;
-    let last = match (words.next(), words.next()) {
-        (None, _) => false,
-        (Some(word), None) if word.eq_ignore_ascii_case("LAST") => true,
-        _ => return Err(Reply::BAD_CHUNK),
-    };
-    Ok(Command::Bdat { octets, last })
+    let octets = words.next().filter(|word| is_number(word)).and_then(|number| number.parse().ok());
+    let last = words.next();
+    let good = last.is_none_or(|word| word.eq_ignore_ascii_case("LAST")) && words.next().is_none();
+    octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
 /// The argument of AUTH: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an initial

@@ -27,10 +27,7 @@ pub enum LineEnd {
 impl LineEnd {
     /// Its octets.
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Lf => "\n",
-            Self::Crlf => "\r\n",
-        }
+        if matches!(self, Self::Lf) { "\n" } else { "\r\n" }
     }
 }
 

@@ -413,37 +413,38 @@ impl Session {
         if settings.strict && !behind.is_empty() && !may_be_followed {
             return Err(self.turn_away(Reply::EARLY_TALK));
         }
-        match command {
-            Command::Hello(hello, name) => self.hello(hello, name, turn)?,
-            Command::Mail(reverse_path, parameters) => self.mail(&reverse_path, parameters, turn)?,
-            Command::Rcpt(forward_path) => self.rcpt(&forward_path, turn)?,
+        let reply = match command {
+            Command::Hello(hello, name) => return self.hello(hello, name, turn),
+            Command::Mail(reverse_path, parameters) => return self.mail(&reverse_path, parameters, turn),
+            Command::Rcpt(forward_path) => return self.rcpt(&forward_path, turn),
             Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
             Command::Bdat { octets, last } => {
                 self.phase = Phase::Chunk { left: octets, last, announced: octets };
                 if self.open_transaction().is_ok_and(|transaction| transaction.recipients > 0) {
                     self.begin_message(Framing::Chunk, turn);
                 }
+                return Ok(());
             }
             Command::Rset => {
                 self.abort_transaction(turn.spare);
-                Reply::OK.write(turn.replies);
+                Reply::OK
             }
-            Command::Noop => Reply::OK.write(turn.replies),
+            Command::Noop => Reply::OK,
             Command::Quit => {
                 let _ = write!(turn.replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
                 self.phase = Phase::Closed;
+                return Ok(());
             }
-            Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
-            Command::Help => Reply::HELP.write(turn.replies),
-            Command::Auth(argument) if settings.accept_any_login => {
-                self.auth(argument, Syntax { strict: settings.strict })?.write(turn.replies);
-            }
+            Command::Vrfy => Reply::CANNOT_VERIFY,
+            Command::Help => Reply::HELP,
+            Command::Auth(argument) if settings.accept_any_login => self.auth(argument, settings)?,
             Command::Auth(_) => {
                 self.hint = Some("auth-required-by-client");
-                return Err(Reply::NOT_IMPLEMENTED);
+                Reply::NOT_IMPLEMENTED
             }
-            Command::Expn | Command::StartTls => return Err(Reply::NOT_IMPLEMENTED),
-        }
+            Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
+        };
+        reply.write(turn.replies);
         Ok(())
     }
 
@@ -584,7 +585,7 @@ impl Session {
 
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
-    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<(), Reply> {
+    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<Reply, Reply> {
         let lmtp = self.is_lmtp();
         let transaction = self.open_transaction()?;
         if transaction.recipients == 0 {
@@ -595,8 +596,7 @@ impl Session {
         }
         self.begin_message(Framing::Dot, turn);
         self.phase = Phase::Data;
-        Reply::START_MAIL_INPUT.write(turn.replies);
-        Ok(())
+        Ok(Reply::START_MAIL_INPUT)
     }
 
     /// Gives the message its id and writes what stands on top of it.
@@ -708,8 +708,8 @@ impl Session {
     }
 
     /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
-    fn auth(&mut self, argument: &str, syntax: Syntax) -> Result<Reply, Reply> {
-        let (mechanism, initial_response) = login(argument, syntax)?;
+    fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
+        let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
         if self.logged_in || self.transaction.is_some() {
             return Err(Reply::BAD_SEQUENCE);
         }
