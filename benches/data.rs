@@ -42,7 +42,7 @@ fn decode(data: &[u8], packet: usize, line_end: LineEnd, content: &mut Vec<u8>) 
     let mut decoder = DataDecoder::new(Framing::Dot, line_end, false);
     let mut ended = false;
     for input in data.chunks(packet) {
-        (_, ended) = decoder.decode(input, &mut |run: &[u8]| content.extend_from_slice(run));
+        (.., ended) = decoder.decode(input, &mut |run: &[u8]| content.extend_from_slice(run));
     }
     assert!(ended);
     ended

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
 use crate::maildir::Keep;
-use crate::smtp::data::{BareNewline, LineEnd};
+use crate::smtp::data::LineEnd;
 use crate::smtp::session::Settings;
 
 /// Octets of a block: one read, and a message that waits for the rest of it in memory. A message that is shorter, with
@@ -108,7 +108,7 @@ impl Default for Config {
                 envelope_octets_max: 64 << 10,
                 transactions_max: None,
                 strict: false,
-                bare_newline: BareNewline::Normalize,
+                reject_bare_newline: false,
                 line_end: LineEnd::Lf,
                 accept_any_login: false,
             },

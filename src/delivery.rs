@@ -46,7 +46,7 @@ use slab::Slab;
 use crate::fs::{Disk, FileSystem, Flush, Ticket};
 use crate::maildir::{Directories, Keep, Maildir, Name, PROOF, PathError, Sweep, Swept, name_host};
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Outcome, Storage};
+use crate::smtp::session::Outcome;
 use crate::smtp::trace::{MessageId, MessageIds};
 
 /// Flushes of files that are under way at once; messages beyond wait for their turn.
@@ -403,14 +403,17 @@ impl<F: FileSystem> Store<F> {
 
     /// What the disk says of new mail, to a peer that is talking. Asks it at most once a second, and tries a failed one
     /// again.
-    pub fn storage(&mut self, now: Now) -> Storage {
+    ///
+    /// # Errors
+    /// It failed, and has not been seen working since.
+    pub fn storage(&mut self, now: Now) -> Result<u64, Reply> {
         self.begin_probe(now);
         if is_due(&mut self.checked, CHECK_INTERVAL, now) && self.health == Health::Ready {
             self.check(now);
         }
         match self.health {
-            Health::Ready => Storage::Ready { room: self.room },
-            Health::Failed | Health::Probing => Storage::Failed,
+            Health::Ready => Ok(self.room),
+            Health::Failed | Health::Probing => Err(Reply::STORAGE_FAILED),
         }
     }
 

@@ -15,7 +15,6 @@ use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::smtp::address::Path;
 use mailchute::smtp::command::Syntax;
-use mailchute::smtp::data::BareNewline::{Normalize, Reject};
 use mailchute::smtp::data::LineEnd;
 
 /// What `--help` says, and the one table of options: each line has a name (`MAILCHUTE_NAME` in the environment), what
@@ -128,7 +127,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, filters: &mut String) -
         "keep-messages" => config.keep.messages = Some(text.parse().ok().filter(|&count| count > 0)?),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,
-        "bare-newline" => protocol.bare_newline = choice(text, &[("normalize", Normalize), ("reject", Reject)])?,
+        "bare-newline" => protocol.reject_bare_newline = choice(text, &[("normalize", false), ("reject", true)])?,
         "crlf" => protocol.line_end = choice(text, &[("convert", LineEnd::Lf), ("keep", LineEnd::Crlf)])?,
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
         "strict" => protocol.strict = choice(text, &YES_OR_NO)?,

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::delivery::MAIN;
 use crate::smtp::address::Path;
 use crate::smtp::command::Syntax;
-use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::reply::Reply;
 
 /// Octets of the longest name of a file.
 const NAME_OCTETS_MAX: usize = 255;
@@ -112,12 +112,7 @@ impl Recipients {
     /// # Errors
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says, or what `exists`
     /// says of its mailbox.
-    pub fn resolve(
-        &mut self,
-        path: &Path<'_>,
-        exists: Exists<'_>,
-        take: &mut dyn FnMut(&str),
-    ) -> Result<(), Refusal<'_>> {
+    pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, buffers: [address, untagged, destination] } = self;
         normalize(path, &table.own_domain, address);
         let (local_part, domain) = split(address);
@@ -159,7 +154,7 @@ impl Table {
         buffer: &mut String,
         exists: Exists<'_>,
         take: &mut dyn FnMut(&str),
-    ) -> Result<bool, Refusal<'_>> {
+    ) -> Result<bool, &str> {
         let mut known = false;
         for &(name, tag) in names {
             match self.rules.get(name) {
@@ -168,7 +163,7 @@ impl Table {
                 Some(Rule::Reply(_, left)) if left.get() == 0 => known = true,
                 Some(Rule::Reply(line, left)) => {
                     left.set(left.get() - u32::from(left.get() != u32::MAX));
-                    return Err(Refusal::Line(line));
+                    return Err(line);
                 }
                 Some(Rule::Targets(targets)) => {
                     for target in targets {
@@ -263,7 +258,7 @@ impl Table {
             let found = self.look_up(&names, ALIASES_MAX, &mut String::new(), &mut |_, _| Ok(()), &mut |_| {});
             let what = match found {
                 Ok(true) if domain.is_empty() || self.serves(&domain[1..]) => continue,
-                Err(Refusal::Reply(Reply::ALIAS_LOOP)) => "leads back to itself",
+                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
                 Err(_) => "is refused",
                 Ok(_) => "has no mailbox here, and this server sends nothing on",
             };

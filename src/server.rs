@@ -14,7 +14,7 @@ use crate::fs::FileSystem;
 use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
-use crate::smtp::reply::{Refusal, Reply};
+use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
@@ -40,7 +40,7 @@ struct Lookup<'a, F: FileSystem> {
 }
 
 impl<F: FileSystem> Directory for Lookup<'_, F> {
-    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>> {
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let mut exists = |destination: &str, create| self.store.accepts(destination, create, self.now);
         self.recipients.resolve(recipient, &mut exists, take)
     }
@@ -378,7 +378,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
-        let (name, stored) = (connection.session.id(), connection.stored);
+        let (name, stored) = (connection.session.id, connection.stored);
         match connection.session.hint() {
             Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
             None => debug!("session={name} closed reason={reason} stored={stored}"),
@@ -394,7 +394,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 #[inline(never)]
 fn log_outcome(session: &Session, outcome: Outcome) {
     let Some(transaction) = session.transaction() else { return };
-    let (name, id, from, size) = (session.id(), transaction.id, transaction.reverse_path(), transaction.octets);
+    let (name, id, from, size) = (session.id, transaction.id, transaction.reverse_path(), transaction.octets);
     let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
     match outcome {
         Outcome::Missing(destination, reply) => {

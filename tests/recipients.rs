@@ -13,7 +13,7 @@ use mailchute::Config;
 use mailchute::recipients::Recipients;
 use mailchute::smtp::address::Path;
 use mailchute::smtp::command::Syntax;
-use mailchute::smtp::reply::{Refusal, Reply};
+use mailchute::smtp::reply::Reply;
 
 const LENIENT: Syntax = Syntax { strict: false };
 
@@ -54,11 +54,7 @@ impl Case {
                 destinations.push(it.to_owned());
             }
         });
-        match found {
-            Ok(()) => Ok(destinations),
-            Err(Refusal::Reply(reply)) => Err(reply.to_string()),
-            Err(Refusal::Line(line)) => Err(line.to_owned()),
-        }
+        found.map(|()| destinations).map_err(str::to_owned)
     }
 
     #[track_caller]

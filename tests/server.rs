@@ -8,7 +8,6 @@ use mailchute::Config;
 use mailchute::config::{BLOCK_OCTETS, BLOCKS_MAX};
 use mailchute::delivery::MinFree;
 use mailchute::fs::Space;
-use mailchute::smtp::data::BareNewline;
 use mailchute::smtp::session::Dialect;
 use mailchute::smtp::trace::Peer;
 use model::hand::message;
@@ -124,7 +123,7 @@ fn mail_behind_a_refused_message_hears_how_the_disk_is_now() {
     for (text, refusal) in [("a bare\nnewline\r\n", "550 "), (large.as_str(), "552 5.3.4 ")] {
         for (happens, answer) in [(&is_gone as &dyn Fn(&ModelDisk), "451 4.3.0 "), (&is_full, "452 4.3.1 ")] {
             let mut config = Config::default();
-            config.protocol.bare_newline = BareNewline::Reject;
+            config.protocol.reject_bare_newline = true;
             let mut world = world(config);
             let client = world.connect(Vec::new());
             world.say(client, TO_DATA);

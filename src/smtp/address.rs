@@ -36,10 +36,8 @@ impl<'a> Path<'a> {
     /// # Errors
     /// 501 5.1.7 when it isn't one, or longer than the limits above.
     pub fn reverse(text: &'a str, syntax: Syntax) -> Result<(Self, &'a str), Reply> {
-        match Self::read(text, syntax) {
-            Some((path, rest)) if path.text.is_empty() || path.is_mailbox(syntax) => Ok((path, rest)),
-            _ => Err(Reply::BAD_REVERSE_PATH),
-        }
+        let path = Self::read(text, syntax).filter(|(path, _)| path.text.is_empty() || path.is_mailbox(syntax));
+        path.ok_or(Reply::BAD_REVERSE_PATH)
     }
 
     /// Reads the argument of RCPT, as [`reverse`](Self::reverse) does that of MAIL, but no null path. `<Postmaster>`
@@ -82,10 +80,7 @@ impl<'a> Path<'a> {
 
     fn read_mailbox(text: &'a str, syntax: Syntax) -> Option<(Self, &'a str)> {
         let behind = after_local_part(text, syntax)?;
-        let rest = match behind.strip_prefix('@') {
-            Some(domain) => after_domain(domain, syntax)?,
-            None => behind,
-        };
+        let rest = behind.strip_prefix('@').map_or(Some(behind), |domain| after_domain(domain, syntax))?;
         let local_part_octets = text.len() - behind.len();
         Some((Self { text: text.strip_suffix(rest)?, local_part_octets }, rest))
     }
@@ -114,9 +109,11 @@ impl<'a> Path<'a> {
     /// What the local part means, without its quotes and backslashes: `"a\b"`, `"ab"` and `ab` name one mailbox
     /// (RFC 5321 4.1.2). The result may hold anything printable, `/` and blanks too.
     pub fn unquoted(&self) -> impl Iterator<Item = char> + Clone + use<'a> {
-        let inside = self.local_part().strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-        let mut characters = inside.unwrap_or(self.local_part()).chars();
-        std::iter::from_fn(move || characters.next().and_then(|c| if c == '\\' { characters.next() } else { Some(c) }))
+        let mut characters = self.local_part().chars();
+        std::iter::from_fn(move || match characters.find(|&character| character != '"') {
+            Some('\\') => characters.next(),
+            character => character,
+        })
     }
 }
 
@@ -174,27 +171,24 @@ pub(super) fn after_domain(text: &str, syntax: Syntax) -> Option<&str> {
     } else {
         let rest = text.trim_start_matches(|character| {
             is_ldh(character)
-                || character == '.'
                 || is_utf8_non_ascii(character)
+                || character == '.'
                 || (character == '_' && !syntax.strict)
         });
-        (is_name(text.strip_suffix(rest)?, syntax), rest)
+        let name = text.strip_suffix(rest)?;
+        let relative = if syntax.strict { name } else { name.strip_suffix('.').unwrap_or(name) };
+        let hyphens = |label: &str| syntax.strict && (label.starts_with('-') || label.ends_with('-'));
+        (!relative.split('.').any(|label| label.is_empty() || hyphens(label)), rest)
     };
     (good && text.len() - rest.len() <= DOMAIN_OCTETS_MAX).then_some(rest)
-}
-
-/// Whether the labels of `text` are what their characters don't say yet.
-fn is_name(text: &str, syntax: Syntax) -> bool {
-    let relative = if syntax.strict { text } else { text.strip_suffix('.').unwrap_or(text) };
-    let hyphens = |label: &str| label.starts_with('-') || label.ends_with('-');
-    !relative.split('.').any(|label| label.is_empty() || (syntax.strict && hyphens(label)))
 }
 
 /// Whether `inside` may stand within the brackets of an `address-literal`. Of the tags of `General-address-literal`
 /// none is registered so far.
 fn is_literal(inside: &str) -> bool {
+    // An `Snum` may have leading zeros, other than in std, but not the sign that std takes.
+    let is_snum = |text: &str| text.len() <= 3 && !text.starts_with('+') && text.parse::<u8>().is_ok();
     match inside.split_once(':') {
-        // Other than in std, the numbers of IPv4 may have leading zeros.
         None => inside.split('.').count() == 4 && inside.split('.').all(is_snum),
         Some((tag, content)) if tag.eq_ignore_ascii_case("IPv6") => content.parse::<Ipv6Addr>().is_ok(),
         Some((tag, content)) => {
@@ -203,11 +197,6 @@ fn is_literal(inside: &str) -> bool {
             is_tag && !content.is_empty() && content.chars().all(is_dcontent)
         }
     }
-}
-
-/// Whether `text` is an `Snum`: up to 3 digits, without the sign that std takes, of a number up to 255.
-fn is_snum(text: &str) -> bool {
-    text.len() <= 3 && !text.starts_with('+') && text.parse::<u8>().is_ok()
 }
 
 /// `atext` of RFC 5322 3.2.3 and RFC 6531 3.3.

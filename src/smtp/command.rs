@@ -29,25 +29,13 @@ impl Syntax {
 /// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// HELO, EHLO or LHLO (RFC 5321 4.1.1.1, RFC 2033 4.1).
-    Hello {
-        /// Which of them.
-        hello: Hello,
-        /// Printable ASCII, at most 255 octets; in lenient syntax any, and empty when the peer gives none.
-        name: &'a str,
-    },
-    /// MAIL (RFC 5321 4.1.1.2).
-    Mail {
-        /// Where the message comes from.
-        reverse_path: Path<'a>,
-        /// What its extensions say.
-        parameters: MailParameters,
-    },
-    /// RCPT (RFC 5321 4.1.1.3).
-    Rcpt {
-        /// Where the message goes.
-        forward_path: Path<'a>,
-    },
+    /// HELO, EHLO or LHLO (RFC 5321 4.1.1.1, RFC 2033 4.1) with a name: printable ASCII, at most 255 octets; in lenient
+    /// syntax any, and empty when the peer gives none.
+    Hello(Hello, &'a str),
+    /// MAIL (RFC 5321 4.1.1.2): where the message comes from, and what its extensions say.
+    Mail(Path<'a>, MailParameters),
+    /// RCPT (RFC 5321 4.1.1.3): where the message goes.
+    Rcpt(Path<'a>),
     /// DATA (RFC 5321 4.1.1.4).
     Data,
     /// BDAT (RFC 3030 2).
@@ -69,11 +57,8 @@ pub enum Command<'a> {
     Expn,
     /// HELP (RFC 5321 4.1.1.8).
     Help,
-    /// AUTH (RFC 4954 4). Who offers it reads the argument with [`login`].
-    Auth {
-        /// What stands behind the verb.
-        argument: &'a str,
-    },
+    /// AUTH (RFC 4954 4). Who offers it reads what stands behind the verb with [`login`].
+    Auth(&'a str),
     /// STARTTLS (RFC 3207 4).
     StartTls,
 }
@@ -121,17 +106,23 @@ impl<'a> Command<'a> {
             b"HELO" => hello(Hello::Helo, argument, syntax),
             b"EHLO" => hello(Hello::Ehlo, argument, syntax),
             b"LHLO" => hello(Hello::Lhlo, argument, syntax),
-            b"MAIL" => mail(argument, syntax),
-            b"RCPT" => rcpt(argument, syntax),
+            b"MAIL" => {
+                let (reverse_path, rest) = Path::reverse(after_keyword("FROM", argument, syntax)?, syntax)?;
+                Ok(Self::Mail(reverse_path, parameters(rest, 0, syntax)?))
+            }
+            b"RCPT" => {
+                let (forward_path, rest) = Path::forward(after_keyword("TO", argument, syntax)?, syntax)?;
+                parameters(rest, SERVED, syntax).map(|_| Self::Rcpt(forward_path))
+            }
             b"DATA" => nothing(argument, syntax.strict).map(|()| Self::Data),
             b"BDAT" => bdat(argument, syntax),
             b"RSET" => nothing(argument, syntax.strict).map(|()| Self::Rset),
-            b"NOOP" => text(argument).map(|()| Self::Noop),
+            b"NOOP" => nothing(argument, false).map(|()| Self::Noop),
             b"QUIT" => nothing(argument, syntax.strict).map(|()| Self::Quit),
             b"VRFY" => search(argument).map(|()| Self::Vrfy),
             b"EXPN" => search(argument).map(|()| Self::Expn),
-            b"HELP" => text(argument).map(|()| Self::Help),
-            b"AUTH" => Ok(Self::Auth { argument }),
+            b"HELP" => nothing(argument, false).map(|()| Self::Help),
+            b"AUTH" => Ok(Self::Auth(argument)),
             // An argument could be meant for the other side of the handshake: no syntax forgives it.
             b"STARTTLS" => nothing(argument, true).map(|()| Self::StartTls),
             _ => Err(Reply::UNRECOGNIZED),
@@ -141,19 +132,7 @@ impl<'a> Command<'a> {
 
 fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let good = is_text(name) && (!syntax.strict || after_domain(name, syntax) == Some(""));
-    if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello { hello, name }) } else { Err(Reply::BAD_NAME) }
-}
-
-fn mail(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let (reverse_path, rest) = Path::reverse(after_keyword("FROM", argument, syntax)?, syntax)?;
-    let parameters = parameters(rest, &SERVED, syntax)?;
-    Ok(Command::Mail { reverse_path, parameters })
-}
-
-fn rcpt(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let (forward_path, rest) = Path::forward(after_keyword("TO", argument, syntax)?, syntax)?;
-    parameters(rest, &[], syntax)?;
-    Ok(Command::Rcpt { forward_path })
+    if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello(hello, name)) } else { Err(Reply::BAD_NAME) }
 }
 
 /// What stands behind `FROM:` or `TO:`.
@@ -163,27 +142,25 @@ fn after_keyword<'a>(keyword: &str, argument: &'a str, syntax: Syntax) -> Result
     path.map(|path| syntax.skip_blanks(path)).ok_or(Reply::SYNTAX_ERROR)
 }
 
-/// Parameters of MAIL that are served.
-const SERVED: [&str; 3] = ["SIZE", "BODY", "SMTPUTF8"];
+/// Parameters of MAIL that are served; then those of MAIL and RCPT that change nothing for a store, which lenient syntax
+/// ignores: AUTH of RFC 4954 5, and those about notifications of RFC 3461 4.
+const PARAMETERS: [&str; 8] = ["SIZE", "BODY", "SMTPUTF8", "AUTH", "RET", "ENVID", "NOTIFY", "ORCPT"];
+const SERVED: usize = 3;
 
-/// Parameters that change nothing for a store: AUTH of RFC 4954 5, and those about notifications of RFC 3461 4.
-const IGNORED: [&str; 5] = ["AUTH", "RET", "ENVID", "NOTIFY", "ORCPT"];
-
-/// Reads the parameters in `text`, which is empty or begins with a blank (RFC 5321 4.1.2); `served` are those that
-/// the verb has. Lenient syntax has empty values, `=` in them, and those that it ignores.
-fn parameters(text: &str, served: &[&str], syntax: Syntax) -> Result<MailParameters, Reply> {
+/// Reads the parameters in `text`, which is empty or begins with a blank (RFC 5321 4.1.2); those before the `first` are
+/// none of the verb. Lenient syntax has empty values, `=` in them, and those that it ignores.
+fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters, Reply> {
     let mut parameters = MailParameters::default();
-    let ignored = if syntax.strict { &[] } else { &IGNORED[..] };
-    let mut seen = [false; SERVED.len() + IGNORED.len()];
+    let known = PARAMETERS.get(first..if syntax.strict { SERVED } else { PARAMETERS.len() }).unwrap_or_default();
+    let mut seen = [false; PARAMETERS.len()];
     for word in text.get(1..).into_iter().flat_map(|text| words(text, syntax)) {
         let (keyword, value) = word.split_once('=').map_or((word, None), |(keyword, value)| (keyword, Some(value)));
         let is_value = |value| is_text(value) && !(syntax.strict && (value.is_empty() || value.contains('=')));
         if keyword.is_empty() || !keyword.chars().all(is_ldh) || !value.is_none_or(is_value) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
-        let mut known = served.iter().chain(ignored).zip(&mut seen);
-        let known = known.find(|(known, _)| known.eq_ignore_ascii_case(keyword));
-        let (keyword, seen) = known.ok_or(Reply::PARAMETER_UNKNOWN)?;
+        let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
+        let (keyword, seen) = found.ok_or(Reply::PARAMETER_UNKNOWN)?;
         if std::mem::replace(seen, true) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
@@ -208,14 +185,10 @@ fn is_number(text: &str) -> bool {
 
 fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let mut words = words(argument, syntax);
-    let number = words.next().filter(|word| is_number(word));
-    let octets = number.and_then(|number| number.parse().ok()).ok_or(Reply::BAD_CHUNK)?;
-    let last = match (words.next(), words.next()) {
-        (None, _) => false,
-        (Some(word), None) if word.eq_ignore_ascii_case("LAST") => true,
-        _ => return Err(Reply::BAD_CHUNK),
-    };
-    Ok(Command::Bdat { octets, last })
+    let octets = words.next().filter(|word| is_number(word)).and_then(|number| number.parse().ok());
+    let last = words.next();
+    let good = last.is_none_or(|word| word.eq_ignore_ascii_case("LAST")) && words.next().is_none();
+    octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
 /// The argument of AUTH: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an initial
@@ -228,7 +201,7 @@ pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Rep
     let mechanism = words.next().unwrap_or_default();
     let named = mechanism.chars().all(|character| is_ldh(character) || character == '_');
     let initial_response = words.next();
-    initial_response.map_or(Ok(()), text)?;
+    initial_response.map_or(Ok(()), |text| nothing(text, false))?;
     if !named || !matches!(mechanism.len(), 1..=20) || words.next().is_some() {
         return Err(Reply::BAD_ARGUMENT);
     }
@@ -247,13 +220,14 @@ fn search(argument: &str) -> Result<(), Reply> {
     }
 }
 
-/// The argument of a command that takes none.
+/// The argument of a command that takes none, or any text that means nothing.
 fn nothing(argument: &str, strict: bool) -> Result<(), Reply> {
-    if strict && !argument.is_empty() { Err(Reply::BAD_ARGUMENT) } else { text(argument) }
-}
-
-fn text(argument: &str) -> Result<(), Reply> {
-    if is_text(argument) { Ok(()) } else { Err(Reply::SYNTAX_ERROR) }
+    match argument {
+        "" => Ok(()),
+        _ if strict => Err(Reply::BAD_ARGUMENT),
+        _ if is_text(argument) => Ok(()),
+        _ => Err(Reply::SYNTAX_ERROR),
+    }
 }
 
 /// Whether `text` is printable ASCII. A space at its start is one that strict syntax has no place for.
@@ -266,26 +240,15 @@ fn words(text: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
     words.filter(move |word| syntax.strict || !word.is_empty())
 }
 
-/// Talk that isn't SMTP: somebody took this port for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Foreign {
-    /// A request of HTTP, perhaps with commands in its body.
-    Http,
-    /// The start of a TLS handshake.
-    Tls,
-    /// The header that a proxy puts in front of a connection, in either version.
-    ProxyHeader,
-}
-
-/// Which foreign talk begins with `line`, which may be incomplete: TLS has no lines. Commands never are foreign.
-pub fn foreign(line: &[u8]) -> Option<Foreign> {
+/// Talk that isn't SMTP, since somebody took this port for another: how `line` is answered, which may be incomplete as TLS
+/// has no lines, and a word for the log. Commands never are foreign.
+pub fn foreign(line: &[u8]) -> Option<(Reply, &'static str)> {
     const REQUESTS: [&[u8]; 6] = [b"GET ", b"POST ", b"CONNECT ", b"PUT ", b"HEAD ", b"OPTIONS "];
     match line {
         // The record type "handshake" of RFC 8446 5.1.
-        [0x16, ..] => Some(Foreign::Tls),
-        // In version 2, two empty lines and this one come first.
-        [0] => Some(Foreign::ProxyHeader),
-        _ if line.starts_with(b"PROXY ") => Some(Foreign::ProxyHeader),
-        _ => REQUESTS.iter().any(|request| line.starts_with(request)).then_some(Foreign::Http),
+        [0x16, ..] => Some((Reply::NOT_TLS, "tls-on-plain")),
+        // Of a proxy header in version 2; two empty lines come before.
+        [0] | [b'P', b'R', b'O', b'X', b'Y', b' ', ..] => Some((Reply::NO_PROXY_HEADER, "proxy-header")),
+        _ => REQUESTS.iter().any(|request| line.starts_with(request)).then_some((Reply::NOT_HTTP, "http")),
     }
 }

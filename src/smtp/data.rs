@@ -10,17 +10,10 @@
 
 use memchr::{memchr, memchr2};
 
+use State::{Cr, Dot, DotCr, End, LineStart, Text};
+
 const CR: u8 = b'\r';
 const LF: u8 = b'\n';
-
-/// What becomes of a message that has a lone CR or LF in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BareNewline {
-    /// It is stored, a lone LF as a line end and a lone CR as a space: devices do send them.
-    Normalize,
-    /// It is read to its true end, then refused with `550 5.6.11`.
-    Reject,
-}
 
 /// The line end of the message as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +27,7 @@ pub enum LineEnd {
 impl LineEnd {
     /// Its octets.
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Lf => "\n",
-            Self::Crlf => "\r\n",
-        }
+        if matches!(self, Self::Lf) { "\n" } else { "\r\n" }
     }
 }
 
@@ -50,21 +40,16 @@ pub enum Framing {
     Chunk,
 }
 
-/// What the octets before the next one were, as far as its meaning depends on them.
+/// What the octets before the next one were, as far as its meaning depends on them. `true` stands for a lone LF as the
+/// line end, behind which dots are text: it differs from `Text` and `Cr` for the sake of the hint only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// A line end of the protocol, or none yet.
-    LineStart,
-    /// That and a dot, which is not stored yet, and will be only in a case that ends an LF session.
-    Dot,
+    /// A line end, or nothing yet.
+    LineStart(bool),
+    /// That and a dot. Behind a lone LF it is stored; else it will be only in a case that ends an LF session.
+    Dot(bool),
     /// That and a CR.
-    DotCr,
-    /// A lone LF. Dots behind it are text; these three differ from `Text` and `Cr` for the sake of the hint only.
-    BareLineStart,
-    /// That and a dot, which is stored.
-    BareDot,
-    /// That and a CR.
-    BareDotCr,
+    DotCr(bool),
     /// Anything else.
     Text,
     /// Anything else and a CR, which is not stored before the next octet tells what it is.
@@ -74,43 +59,40 @@ enum State {
 }
 
 /// The state of one message between two reads. Equal to another that will decode the same in the same way.
-#[derive(Clone, Copy, Debug, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataDecoder {
     state: State,
     framing: Framing,
     line_end: LineEnd,
-    lf_session: bool,
-    bare_newline: bool,
-    lf_dot: bool,
-    /// Octets read that are no part of the message.
-    overhead: u64,
-}
-
-impl PartialEq for DataDecoder {
-    fn eq(&self, other: &Self) -> bool {
-        // What was counted so far changes nothing of what comes.
-        let meaning = |it: &Self| (it.state, it.framing, it.line_end, it.lf_session, it.bare_newline, it.lf_dot);
-        meaning(self) == meaning(other)
-    }
+    /// The session is an LF session still: no CR was read.
+    pub lf_session: bool,
+    /// A lone CR or LF was in the message; in an LF session an LF is not one.
+    pub bare_newline: bool,
+    /// The last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows, then the
+    /// peer waits for a reply to a message that did not end.
+    pub lf_dot: bool,
+    /// Octets that this call of `decode` read and that are no part of the message, less those that it found to be one.
+    overhead: i64,
 }
 
 impl DataDecoder {
     /// A decoder for one message. `lf_session` says that no CR was read from the peer yet.
     pub const fn new(framing: Framing, line_end: LineEnd, lf_session: bool) -> Self {
-        Self { state: State::LineStart, framing, line_end, lf_session, bare_newline: false, lf_dot: false, overhead: 0 }
+        Self { state: LineStart(false), framing, line_end, lf_session, bare_newline: false, lf_dot: false, overhead: 0 }
     }
 
     /// Decodes `input` and gives the message to `sink`, in runs that are slices of `input` wherever it stands there
-    /// unchanged. Returns how many octets belong to the message, all of them unless it ended, and whether it did.
+    /// unchanged. Returns how many octets it read, all of them unless the message ended; how many more the message has
+    /// as RFC 1870 counts it, without stuffed dots and terminator; and whether it ended.
     ///
     /// What a call stores is at most one octet longer than `input`, but for lone LFs that become CRLF.
     #[inline]
-    pub fn decode(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> (usize, bool) {
+    pub fn decode(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> (usize, u64, bool) {
         let mut at = 0;
-        while at < input.len() && self.state != State::End {
+        while at < input.len() && self.state != End {
             self.lf_dot = false;
-            let line_start = matches!(self.state, State::LineStart | State::BareLineStart);
-            if self.state == State::Text || (line_start && input[at] != b'.') {
+            let line_start = matches!(self.state, LineStart(_));
+            if self.state == Text || (line_start && input[at] != b'.') {
                 at += self.lines(&input[at..], sink);
             }
             if let Some(&octet) = input.get(at) {
@@ -118,14 +100,14 @@ impl DataDecoder {
                 at += 1;
             }
         }
-        (at, self.state == State::End)
+        (at, (at as i64 - std::mem::take(&mut self.overhead)) as u64, self.state == End)
     }
 
-    /// Decodes text that begins with no dot, as far as it is ordinary: lines and their ends, and stuffed dots that
-    /// text follows. Returns how many octets that was; what follows them needs [`Self::step`].
+    /// Decodes text that begins with no dot, as far as it is ordinary: lines that end in CRLF, and stuffed dots that text
+    /// follows. Returns how many octets that was; what follows them needs [`Self::step`].
     #[inline]
     fn lines(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> usize {
-        self.state = State::Text;
+        self.state = Text;
         // A run goes on over line ends that stay what they are. Where CRLF becomes LF, the LF begins the next run.
         let mut run = 0;
         let mut line = 0;
@@ -133,27 +115,15 @@ impl DataDecoder {
         while let Some(found) = newline(&input[line..], length) {
             length = found;
             let end = line + found;
-            line = match (&input[end..], self.lf_session) {
-                ([CR, LF, ..], false) => {
-                    if self.line_end == LineEnd::Lf {
-                        sink(&input[run..end]);
-                        run = end + 1;
-                    }
-                    end + 2
-                }
-                ([LF, ..], true) => {
-                    if self.line_end == LineEnd::Crlf {
-                        sink(&input[run..end]);
-                        sink(b"\r");
-                        run = end;
-                    }
-                    end + 1
-                }
-                _ => {
-                    sink(&input[run..end]);
-                    return end;
-                }
-            };
+            if self.lf_session || !input[end..].starts_with(b"\r\n") {
+                sink(&input[run..end]);
+                return end;
+            }
+            if self.line_end == LineEnd::Lf {
+                sink(&input[run..end]);
+                run = end + 1;
+            }
+            line = end + 2;
             match (&input[line..], self.framing) {
                 ([b'.', next, ..], Framing::Dot) if *next != CR && *next != LF => {
                     sink(&input[run..line]);
@@ -163,7 +133,7 @@ impl DataDecoder {
                 }
                 ([], _) | ([b'.', ..], Framing::Dot) => {
                     sink(&input[run..line]);
-                    self.state = State::LineStart;
+                    self.state = LineStart(false);
                     return line;
                 }
                 _ => {}
@@ -175,50 +145,44 @@ impl DataDecoder {
 
     /// Decodes one octet: the whole automaton.
     fn step(&mut self, octet: u8, sink: &mut impl FnMut(&[u8])) {
-        use State::{BareDot, BareDotCr, BareLineStart, Cr, Dot, DotCr, End, LineStart, Text};
-        let before = self.state;
-        let after_cr = matches!(before, Cr | DotCr | BareDotCr);
+        let after_cr = matches!(self.state, Cr | DotCr(_));
         if after_cr && octet != LF {
-            self.overhead -= u64::from(before == DotCr);
-            sink(b" ");
-            self.bare_newline = true;
+            self.overhead -= i64::from(self.state == DotCr(false));
+            self.lone_cr(sink);
         }
-        self.state = match octet {
-            CR => match (before, std::mem::take(&mut self.lf_session)) {
-                (Dot, true) => {
-                    // Only an LF stood before this dot, and from now on that is no line end.
-                    sink(b".");
-                    self.overhead -= 1;
-                    BareDotCr
-                }
-                (Dot, false) => {
-                    self.overhead += 1;
-                    DotCr
-                }
-                (BareDot, _) => BareDotCr,
-                _ => Cr,
-            },
-            LF if before == DotCr || (before == Dot && self.lf_session) => {
+        self.state = match (self.state, octet) {
+            (Dot(false), CR) if self.lf_session => {
+                // Only an LF stood before this dot, and from now on that is no line end.
+                self.lf_session = false;
+                self.overhead -= 1;
+                sink(b".");
+                DotCr(true)
+            }
+            (Dot(bare), CR) => {
+                self.overhead += i64::from(!bare);
+                DotCr(bare)
+            }
+            (_, CR) => {
+                self.lf_session = false;
+                Cr
+            }
+            (Dot(false) | DotCr(false), LF) if after_cr || self.lf_session => {
                 self.overhead += 1;
                 End
             }
-            LF => {
+            (before, LF) => {
                 sink(self.line_end.as_str().as_bytes());
-                self.lf_dot = matches!(before, Dot | BareDot | BareDotCr);
-                if after_cr || self.lf_session {
-                    LineStart
-                } else {
-                    self.bare_newline = true;
-                    BareLineStart
+                self.lf_dot = matches!(before, Dot(_) | DotCr(_));
+                let bare = !after_cr && !self.lf_session;
+                self.bare_newline |= bare;
+                LineStart(bare)
+            }
+            (LineStart(bare), b'.') if self.framing == Framing::Dot => {
+                self.overhead += i64::from(!bare);
+                if bare {
+                    sink(b".");
                 }
-            }
-            b'.' if before == LineStart && self.framing == Framing::Dot => {
-                self.overhead += 1;
-                Dot
-            }
-            b'.' if before == BareLineStart && self.framing == Framing::Dot => {
-                sink(b".");
-                BareDot
+                Dot(bare)
             }
             _ => {
                 sink(&[octet]);
@@ -227,42 +191,25 @@ impl DataDecoder {
         };
     }
 
+    fn lone_cr(&mut self, sink: &mut impl FnMut(&[u8])) {
+        sink(b" ");
+        self.bare_newline = true;
+    }
+
     /// Ends a message that ends by counting: a last line without a line end gets one, an empty message none.
     pub fn finish(&mut self, sink: &mut impl FnMut(&[u8])) {
-        if matches!(self.state, State::Cr | State::DotCr | State::BareDotCr) {
-            sink(b" ");
-            self.bare_newline = true;
+        if self.state == Cr {
+            self.lone_cr(sink);
         }
-        if !matches!(self.state, State::LineStart | State::BareLineStart | State::End) {
+        if matches!(self.state, Cr | Text) {
             sink(self.line_end.as_str().as_bytes());
         }
-        self.state = State::End;
-    }
-
-    /// How many of the octets read belong to no message as RFC 1870 counts it: stuffed dots and the terminator.
-    pub const fn overhead(&self) -> u64 {
-        self.overhead
-    }
-
-    /// Whether a lone CR or LF was in the message; in an LF session an LF is not one.
-    pub const fn bare_newline_seen(&self) -> bool {
-        self.bare_newline
-    }
-
-    /// Whether the session is an LF session still: no CR was read.
-    pub const fn lf_session(&self) -> bool {
-        self.lf_session
+        self.state = End;
     }
 
     /// Sees octets that are no text of a message, such as a command: a CR in them ends the LF session, too.
     pub fn note_line_end(&mut self, octets: &[u8]) {
         self.lf_session = self.lf_session && memchr(CR, octets).is_none();
-    }
-
-    /// Whether the last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows,
-    /// then the peer waits for a reply to a message that did not end.
-    pub const fn lf_dot_seen(&self) -> bool {
-        self.lf_dot
     }
 }
 

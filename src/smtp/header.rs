@@ -5,13 +5,13 @@ use memchr::memchr;
 /// So many `Received:` lines are a long way; more are a mail loop (RFC 5321 6.3, which wants at least 100).
 pub const RECEIVED_MAX: u32 = 100;
 
-/// The name of that field, which a colon follows at once.
-const RECEIVED: &[u8] = b"received";
+/// The start of such a line, in lower case.
+const RECEIVED: &[u8] = b"received:";
 
 /// What of the line was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
-    /// So many octets of `Received`, and nothing else.
+    /// So many octets of `Received:`, and nothing else.
     Matched(u8),
     /// Anything else, up to its LF.
     Other,
@@ -46,11 +46,9 @@ impl HeaderScanner {
                 (Line::Matched(0) | Line::Cr, b'\n') => Line::Body,
                 (_, b'\n') => Line::Matched(0),
                 (Line::Matched(0), b'\r') => Line::Cr,
-                (Line::Matched(n), b':') if usize::from(n) == RECEIVED.len() => {
-                    self.received = self.received.saturating_add(1);
-                    Line::Other
-                }
                 (Line::Matched(n), _) if RECEIVED.get(usize::from(n)) == Some(&octet.to_ascii_lowercase()) => {
+                    let whole = usize::from(n) + 1 == RECEIVED.len();
+                    self.received = self.received.saturating_add(whole.into());
                     Line::Matched(n + 1)
                 }
                 _ => {

@@ -6,11 +6,11 @@ use std::time::SystemTime;
 use memchr::memchr;
 
 use super::address::Path;
-use super::command::{Command, Foreign, Hello, MailParameters, Syntax, foreign, login};
-use super::data::{BareNewline, DataDecoder, Framing, LineEnd};
+use super::command::{Command, Hello, MailParameters, Syntax, foreign, login};
+use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
-use super::reply::{Refusal, Reply};
-use super::trace::{MessageId, MessageIds, Peer, Received, write_date};
+use super::reply::Reply;
+use super::trace::{MessageId, MessageIds, Peer, write_date};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
@@ -45,24 +45,13 @@ pub struct Settings {
     pub transactions_max: Option<u32>,
     /// Whether the RFC is kept to the letter.
     pub strict: bool,
-    /// What is done with a lone CR or LF inside a message.
-    pub bare_newline: BareNewline,
+    /// Whether a message with a lone CR or LF in it is read to its true end, then refused with `550 5.6.11`. Else an LF
+    /// is stored as a line end and a CR as a space: devices do send them.
+    pub reject_bare_newline: bool,
     /// How line ends are stored.
     pub line_end: LineEnd,
     /// Whether AUTH is offered, and any name and password taken.
     pub accept_any_login: bool,
-}
-
-/// What the disk says of new mail, asked before each transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Storage {
-    /// It takes a message of up to so many octets.
-    Ready {
-        /// Octets above the floor of free space.
-        room: u64,
-    },
-    /// It failed, and has not been seen working since.
-    Failed,
 }
 
 /// Who knows for whom mail is, and where it goes.
@@ -71,8 +60,8 @@ pub trait Directory {
     /// none for mail that is dropped.
     ///
     /// # Errors
-    /// What the peer is told where the recipient is refused.
-    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>>;
+    /// The reply that refuses it: one line, without its CRLF.
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str>;
 }
 
 /// What a session borrows from its server while it works.
@@ -87,14 +76,13 @@ pub struct Turn<'a> {
     pub spare: &'a mut Spare,
     /// Who knows the recipients.
     pub directory: &'a mut dyn Directory,
-    /// What the disk says.
-    pub storage: Storage,
+    /// Octets of the largest message that the disk has room for, or why it takes none.
+    pub storage: Result<u64, Reply>,
     /// Whether the peer has sent more than it was read: what stands behind the input is not known.
     pub more: bool,
     /// Written to the peer; never more than [`REPLIES_OCTETS_MAX`].
     pub replies: &'a mut Vec<u8>,
-    /// Written to the message's file: at most as many octets as came (twice as many where lone line feeds become
-    /// CRLF), and the trace header.
+    /// Written to the message's file: trace lines, and at most as many octets as came, or twice, as LF becomes CRLF.
     pub content: &'a mut Vec<u8>,
 }
 
@@ -149,9 +137,8 @@ pub struct Transaction {
     paths: String,
     /// Where the message goes, each with LF behind it.
     destinations: String,
-    /// The recipients and the destinations of each, counted from 0; and in LMTP the destinations that failed.
-    shares: Vec<(usize, usize)>,
-    failures: Vec<(usize, Reply)>,
+    /// A recipient and one of its destinations, both counted from 0, and why it failed.
+    shares: Vec<(usize, usize, Option<Reply>)>,
     /// RCPT commands that were accepted.
     pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
@@ -162,8 +149,6 @@ pub struct Transaction {
     pub id: MessageId,
     /// Octets of the message so far, as RFC 1870 counts them.
     pub octets: u64,
-    /// The same as they came.
-    came: u64,
     /// Whether the message has begun; its first chunk may have been empty.
     begun: bool,
     /// Why the message will be refused at its end; nothing can come of the transaction any more.
@@ -190,12 +175,11 @@ impl Transaction {
     /// Adds a destination of the next recipient.
     fn add(&mut self, destination: &str) {
         let known = self.destinations().position(|known| known == destination);
+        let index = known.unwrap_or_else(|| self.destinations().count());
         if known.is_none() {
-            self.destinations.push_str(destination);
-            self.destinations.push('\n');
+            self.destinations.extend([destination, "\n"]);
         }
-        let index = known.unwrap_or_else(|| self.destinations().count() - 1);
-        self.shares.push((self.recipients, index));
+        self.shares.push((self.recipients, index, None));
     }
 }
 
@@ -214,8 +198,8 @@ enum Phase {
     Login { user_name: bool },
     /// Nothing: the message is on its way to the store.
     Delivering,
-    /// Nothing before so many replies to LMTP recipients have found room.
-    Answering { left: usize, outcome: Outcome },
+    /// Nothing before so many recipients are answered, in LMTP each of them: that it failed for all, or what its shares say.
+    Answering { left: usize, failure: Option<Reply> },
     /// Nothing any more.
     Closed,
 }
@@ -223,7 +207,8 @@ enum Phase {
 /// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
 #[derive(Debug)]
 pub struct Session {
-    id: u64,
+    /// Its number, as the log names it.
+    pub id: u64,
     dialect: Dialect,
     peer: Peer,
     phase: Phase,
@@ -264,7 +249,7 @@ impl Session {
 
     /// Writes the greeting (RFC 5321 4.3.1).
     pub fn greet(&self, settings: &Settings, now: SystemTime, replies: &mut Vec<u8>) {
-        let protocol = if self.dialect == Dialect::Lmtp { "LMTP" } else { "ESMTP" };
+        let protocol = if self.is_lmtp() { "LMTP" } else { "ESMTP" };
         let _ = write!(replies, "220 {} {protocol} mailchute ready; ", settings.hostname);
         write_date(now, replies);
         replies.extend_from_slice(b"\r\n");
@@ -273,11 +258,6 @@ impl Session {
     /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
     pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
         self.turn_away(reply).write(replies);
-    }
-
-    /// The number of this session, as the log names it.
-    pub const fn id(&self) -> u64 {
-        self.id
     }
 
     /// The transaction under way.
@@ -293,13 +273,11 @@ impl Session {
     /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
     /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
     pub fn hint(&self) -> Option<&'static str> {
-        if self.decoder.lf_dot_seen() { Some("lf-dot") } else { self.hint }
+        if self.decoder.lf_dot { Some("lf-dot") } else { self.hint }
     }
 
-    /// Takes octets from the peer: returns how many it used and what is to be done.
-    ///
-    /// Called again with the rest until it returns [`Action::Read`] or [`Action::Close`]; after
-    /// [`Action::Deliver`] not before [`delivered`](Self::delivered) was called.
+    /// Takes octets from the peer: returns how many it used and what is to be done. Called again with the rest until that
+    /// is to read or to close; after [`Action::Deliver`] not before [`delivered`](Self::delivered) was called.
     pub fn receive(&mut self, input: &[u8], turn: &mut Turn<'_>) -> (usize, Action) {
         let mut used = 0;
         loop {
@@ -309,9 +287,9 @@ impl Session {
             let rest = input.get(used..).unwrap_or_default();
             match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
-                _ if turn.replies.len() + REPLY_OCTETS_MAX > REPLIES_OCTETS_MAX => return (used, Action::Flush),
+                _ if !has_room(turn.replies) => return (used, Action::Flush),
                 Phase::Delivering => return (used, Action::Deliver),
-                Phase::Answering { left, outcome } => self.answer(left, outcome, turn.spare, turn.replies),
+                Phase::Answering { .. } => self.answer(turn.spare, turn.replies),
                 Phase::Chunk { left: 0, last, announced } => self.end_chunk(last, announced, turn),
                 _ if rest.is_empty() => return (used, Action::Read),
                 Phase::Data => used += self.text(rest, turn),
@@ -336,12 +314,18 @@ impl Session {
 
     /// Hears what became of the message that was given away with [`Action::Deliver`].
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        if let (Outcome::Missing(destination, reply), Some(transaction)) = (outcome, self.transaction.as_deref_mut()) {
-            return transaction.failures.push((destination, reply));
-        }
         let lmtp = self.is_lmtp();
-        let left = self.transaction().filter(|_| lmtp).map_or(1, |transaction| transaction.recipients);
-        self.answer(left, outcome, spare, replies);
+        let Some(transaction) = self.transaction.as_deref_mut() else { return };
+        let failure = match outcome {
+            Outcome::Stored => None,
+            Outcome::Refused(reply) => Some(reply),
+            Outcome::Missing(missing, reply) => {
+                let shares = transaction.shares.iter_mut().filter(|(_, destination, _)| *destination == missing);
+                return shares.for_each(|(.., failure)| *failure = Some(reply));
+            }
+        };
+        self.phase = Phase::Answering { left: if lmtp { transaction.recipients } else { 1 }, failure };
+        self.answer(spare, replies);
     }
 
     /// Forgets the session's own memory, for another session to use again.
@@ -353,29 +337,19 @@ impl Session {
     }
 
     /// Writes as many of the final replies as there is room for.
-    fn answer(&mut self, mut left: usize, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        while left > 0 && replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX {
-            let Some(Transaction { id, recipients, shares, failures, .. }) = self.transaction() else {
-                left = 0;
-                break;
-            };
-            let failed = |(_, destination): &&(usize, usize)| failures.iter().find(|(failed, _)| failed == destination);
-            let mine = shares.iter().filter(|(recipient, _)| recipients.checked_sub(left) == Some(*recipient));
-            let missing = mine.clone().find_map(|share| failed(&share));
-            left -= 1;
-            match (outcome, missing) {
-                (Outcome::Refused(reply) | Outcome::Missing(_, reply), _) | (_, Some(&(_, reply))) => {
-                    reply.write(replies)
-                }
-                (Outcome::Stored, None) => {
-                    let _ = write!(replies, "250 2.0.0 {id} Message accepted for delivery\r\n");
-                }
+    fn answer(&mut self, spare: &mut Spare, replies: &mut Vec<u8>) {
+        while let (Phase::Answering { left, failure }, true) = (self.phase, has_room(replies)) {
+            let Some(Transaction { id, recipients, shares, .. }) = self.transaction() else { return };
+            let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
+            match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
+                Some(reply) => reply.write(replies),
+                None => drop(write!(replies, "250 2.0.0 {id} Message accepted for delivery\r\n")),
             }
-        }
-        self.phase = Phase::Answering { left, outcome };
-        if left == 0 {
-            self.phase = Phase::Command;
-            self.end_transaction(spare);
+            self.phase = Phase::Answering { left: left - 1, failure };
+            if left == 1 {
+                self.phase = Phase::Command;
+                self.end_transaction(spare);
+            }
         }
     }
 
@@ -386,27 +360,31 @@ impl Session {
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
         let text = line.strip_suffix(b"\n").unwrap_or(line);
         let text = text.strip_suffix(b"\r").unwrap_or(text);
+        let syntax = Syntax { strict: turn.settings.strict };
         self.decoder.note_line_end(line);
         let after_long = matches!(self.phase, Phase::LongLine);
         let long = line.len() > COMMAND_LINE_OCTETS_MAX;
         if after_long || long {
             self.phase = if line_feed.is_some() { Phase::Command } else { Phase::LongLine };
         }
-        let reply = match self.phase {
-            _ if after_long => None,
-            _ if long => Some(self.refuse_line(Reply::LINE_TOO_LONG, line, behind, turn)),
+        let command = match self.phase {
+            _ if after_long => return line.len(),
+            _ if long => Err(Reply::LINE_TOO_LONG),
             // TLS has no lines.
-            Phase::Command if foreign(line) == Some(Foreign::Tls) => {
-                Some(self.refuse_line(Reply::UNRECOGNIZED, line, behind, turn))
-            }
+            Phase::Command if line.starts_with(b"\x16") => Err(Reply::UNRECOGNIZED),
             _ if line_feed.is_none() => return 0,
-            _ if turn.settings.strict && !line.ends_with(b"\r\n") => {
-                Some(self.refuse_line(Reply::BARE_LINE_FEED, line, behind, turn))
+            _ if syntax.strict && !line.ends_with(b"\r\n") => Err(Reply::BARE_LINE_FEED),
+            Phase::Login { user_name } => {
+                self.login(user_name, text).write(turn.replies);
+                return line.len();
             }
-            Phase::Login { user_name } => Some(self.login(user_name, text)),
-            _ => self.command(text, behind, turn).err(),
+            _ => Command::parse(text, syntax),
         };
-        if let Some(reply) = reply {
+        let refusal = match command {
+            Ok(command) => self.command(command, behind, turn).err(),
+            Err(reply) => Some(self.refuse_line(reply, text, behind, turn)),
+        };
+        if let Some(reply) = refusal {
             reply.write(turn.replies);
         }
         line.len()
@@ -420,57 +398,60 @@ impl Session {
 
     /// Applies one command: writes its reply, or returns the one that refuses it. `behind` is what came with the command
     /// in the same octets.
-    fn command(&mut self, line: &[u8], behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
+    fn command(&mut self, command: Command<'_>, behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
-        let syntax = Syntax { strict: settings.strict };
-        let command = Command::parse(line, syntax).map_err(|reply| self.refuse_line(reply, line, behind, turn))?;
-        if matches!(command, Command::Hello { .. } | Command::Mail { .. } | Command::Rset) {
+        if matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset) {
             self.text_may_follow = false;
         }
-        if settings.strict && !behind.is_empty() && !self.may_be_followed(&command) {
+        // What may have others behind it in a group (RFC 2920 3.1); that must have been offered.
+        let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
+        let may_be_followed = match command {
+            Command::Bdat { .. } => true,
+            Command::Mail(..) | Command::Rcpt(_) | Command::Rset | Command::Help | Command::StartTls => offered,
+            _ => false,
+        };
+        if settings.strict && !behind.is_empty() && !may_be_followed {
             return Err(self.turn_away(Reply::EARLY_TALK));
         }
-        match command {
-            Command::Hello { hello, name } => self.hello(hello, name, turn)?,
-            Command::Mail { reverse_path, parameters } => self.mail(&reverse_path, parameters, turn)?,
-            Command::Rcpt { forward_path } => self.rcpt(&forward_path, turn)?,
+        let reply = match command {
+            Command::Hello(hello, name) => return self.hello(hello, name, turn),
+            Command::Mail(reverse_path, parameters) => return self.mail(&reverse_path, parameters, turn),
+            Command::Rcpt(forward_path) => return self.rcpt(&forward_path, turn),
             Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
             Command::Bdat { octets, last } => {
                 self.phase = Phase::Chunk { left: octets, last, announced: octets };
                 if self.open_transaction().is_ok_and(|transaction| transaction.recipients > 0) {
                     self.begin_message(Framing::Chunk, turn);
                 }
+                return Ok(());
             }
             Command::Rset => {
                 self.abort_transaction(turn.spare);
-                Reply::OK.write(turn.replies);
+                Reply::OK
             }
-            Command::Noop => Reply::OK.write(turn.replies),
+            Command::Noop => Reply::OK,
             Command::Quit => {
                 let _ = write!(turn.replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
                 self.phase = Phase::Closed;
+                return Ok(());
             }
-            Command::Vrfy => Reply::CANNOT_VERIFY.write(turn.replies),
-            Command::Help => turn.replies.extend_from_slice(Reply::HELP.as_bytes()),
-            Command::Auth { argument } if settings.accept_any_login => self.auth(argument, syntax)?.write(turn.replies),
-            Command::Auth { .. } => {
+            Command::Vrfy => Reply::CANNOT_VERIFY,
+            Command::Help => Reply::HELP,
+            Command::Auth(argument) if settings.accept_any_login => self.auth(argument, settings)?,
+            Command::Auth(_) => {
                 self.hint = Some("auth-required-by-client");
-                return Err(Reply::NOT_IMPLEMENTED);
+                Reply::NOT_IMPLEMENTED
             }
-            Command::Expn | Command::StartTls => return Err(Reply::NOT_IMPLEMENTED),
-        }
+            Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
+        };
+        reply.write(turn.replies);
         Ok(())
     }
 
     /// Refuses a line that is no command. What a message follows must not be taken for commands: after DATA that is
     /// what stands behind; how much follows a BDAT is not known, so nothing can be heard after it.
     fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], turn: &Turn<'_>) -> Reply {
-        if let Some(foreign) = foreign(line) {
-            let (reply, hint) = match foreign {
-                Foreign::Http => (Reply::NOT_HTTP, "http"),
-                Foreign::Tls => (Reply::NOT_TLS, "tls-on-plain"),
-                Foreign::ProxyHeader => (Reply::NO_PROXY_HEADER, "proxy-header"),
-            };
+        if let Some((reply, hint)) = foreign(line) {
             self.hint = Some(hint);
             return self.turn_away(reply);
         }
@@ -496,19 +477,9 @@ impl Session {
         reply
     }
 
-    /// Whether other commands may stand behind this one in a group (RFC 2920 3.1; the group must have been offered).
-    fn may_be_followed(&self, command: &Command<'_>) -> bool {
-        let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
-        match command {
-            Command::Bdat { .. } => true,
-            Command::Mail { .. } | Command::Rcpt { .. } | Command::Rset | Command::Help | Command::StartTls => offered,
-            _ => false,
-        }
-    }
-
     fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let Turn { settings, replies, .. } = turn;
-        if (self.dialect == Dialect::Lmtp) != (hello == Hello::Lhlo) {
+        if self.is_lmtp() != (hello == Hello::Lhlo) {
             // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
             return Err(Reply::UNRECOGNIZED);
         }
@@ -536,18 +507,15 @@ impl Session {
         if let Some(transactions_max) = settings.transactions_max {
             let _ = write!(replies, " MAILMAX={transactions_max}");
         }
-        replies.extend_from_slice(b"\r\n");
-        if settings.accept_any_login {
-            replies.extend_from_slice(b"250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n");
-        }
-        replies.extend_from_slice(b"250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
+        let auth = if settings.accept_any_login { "250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n" } else { "" };
+        let _ = write!(replies, "\r\n{auth}250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
         Ok(())
     }
 
     fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let path = reverse_path.as_str();
-        if self.transaction.is_some() || (settings.strict || self.dialect == Dialect::Lmtp) && self.hello.is_none() {
+        if self.transaction.is_some() || (settings.strict || self.is_lmtp()) && self.hello.is_none() {
             return Err(Reply::BAD_SEQUENCE);
         }
         if settings.transactions_max.is_some_and(|most| self.transactions >= most) {
@@ -560,10 +528,9 @@ impl Session {
         if size > settings.message_octets_max {
             return Err(Reply::MESSAGE_TOO_LARGE);
         }
-        match turn.storage {
-            Storage::Failed => return Err(Reply::STORAGE_FAILED),
-            Storage::Ready { room } if room == 0 || size > room => return Err(Reply::STORAGE_FULL),
-            Storage::Ready { .. } => {}
+        let room = turn.storage?;
+        if room == 0 || size > room {
+            return Err(Reply::STORAGE_FULL);
         }
         let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
         transaction.smtp_utf8 = parameters.smtp_utf8;
@@ -589,28 +556,22 @@ impl Session {
         if !transaction.smtp_utf8 && !path.is_ascii() {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
         }
-        let before = (transaction.destinations.len(), transaction.shares.len());
-        let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
-        let too_many = transaction.destinations().count() > DESTINATIONS_MAX;
-        let refusal = if too_many { Err(Reply::TOO_MANY_RECIPIENTS.into()) } else { found };
-        if refusal.is_err() {
-            transaction.destinations.truncate(before.0);
-            transaction.shares.truncate(before.1);
+        let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
+        let mut found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
+        if transaction.destinations().count() > DESTINATIONS_MAX {
+            found = Err(Reply::TOO_MANY_RECIPIENTS.0);
         }
-        match refusal {
-            Ok(()) => {}
-            Err(Refusal::Reply(reply)) => return Err(reply),
-            Err(Refusal::Line(line)) => {
-                let _ = write!(replies, "{line}\r\n");
-                // Whoever writes this code means what it says (RFC 5321 4.2.3).
-                if line.starts_with("421") {
-                    self.phase = Phase::Closed;
-                }
-                return Ok(());
+        if let Err(line) = found {
+            transaction.destinations.truncate(destinations);
+            transaction.shares.truncate(shares);
+            let _ = write!(replies, "{line}\r\n");
+            // Whoever writes this code means what it says (RFC 5321 4.2.3).
+            if line.starts_with("421") {
+                self.phase = Phase::Closed;
             }
+            return Ok(());
         }
-        transaction.paths.push('\n');
-        transaction.paths.push_str(path);
+        transaction.paths.extend(["\n", path]);
         transaction.recipients += 1;
         let _ = write!(replies, "250 2.1.5 <{path}>... Recipient ok\r\n");
         Ok(())
@@ -624,8 +585,8 @@ impl Session {
 
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
-    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<(), Reply> {
-        let lmtp = self.dialect == Dialect::Lmtp;
+    fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<Reply, Reply> {
+        let lmtp = self.is_lmtp();
         let transaction = self.open_transaction()?;
         if transaction.recipients == 0 {
             if !transaction.addressed || lmtp {
@@ -635,28 +596,28 @@ impl Session {
         }
         self.begin_message(Framing::Dot, turn);
         self.phase = Phase::Data;
-        Reply::START_MAIL_INPUT.write(turn.replies);
-        Ok(())
+        Ok(Reply::START_MAIL_INPUT)
     }
 
     /// Gives the message its id and writes what stands on top of it.
     fn begin_message(&mut self, framing: Framing, turn: &mut Turn<'_>) {
+        let Turn { settings, content, .. } = turn;
+        let line_end = settings.line_end.as_str();
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         transaction.id = turn.ids.next(turn.now);
         transaction.begun = true;
-        self.decoder = DataDecoder::new(framing, turn.settings.line_end, self.decoder.lf_session());
+        self.decoder = DataDecoder::new(framing, settings.line_end, self.decoder.lf_session);
         self.text_may_follow = false;
         if transaction.failure.is_some() {
             return;
         }
-        let line_end = turn.settings.line_end.as_str();
-        let _ = write!(turn.content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
+        let _ = write!(content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
         // In several mailboxes it would tell each of the others.
         let alone = transaction.destinations().count() <= 1;
         for (recipient, forward_path) in transaction.forward_paths().enumerate().filter(|_| alone) {
             // Nor is one listed whose mail is dropped.
             if transaction.shares.binary_search_by_key(&recipient, |share| share.0).is_ok() {
-                let _ = write!(turn.content, "Delivered-To: {forward_path}{line_end}");
+                let _ = write!(content, "Delivered-To: {forward_path}{line_end}");
             }
         }
         let protocol = match (self.dialect, transaction.smtp_utf8) {
@@ -667,16 +628,19 @@ impl Session {
             (Dialect::Smtp, false) => "SMTP",
         };
         let login = if self.logged_in { "A" } else { "" };
-        Received {
-            hello: &self.hello_name,
-            peer: self.peer,
-            host: &turn.settings.hostname,
-            protocol: format_args!("{protocol}{login}"),
-            id: &transaction.id,
-            recipient: transaction.forward_paths().next().filter(|_| transaction.recipients == 1),
-            now: turn.now,
+        let _ = match (&self.hello_name[..], self.peer) {
+            ("", peer) => write!(content, "Received: from {peer}"),
+            (name, peer) => write!(content, "Received: from {name} ({peer})"),
+        };
+        let (host, id) = (&settings.hostname, transaction.id);
+        let _ = write!(content, "{line_end}\tby {host} with {protocol}{login} id {id}");
+        // Of several, it would tell each of the others.
+        for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
+            let _ = write!(content, "{line_end}\tfor <{forward_path}>");
         }
-        .write(line_end, turn.content);
+        let _ = write!(content, ";{line_end}\t");
+        write_date(turn.now, content);
+        content.extend_from_slice(line_end.as_bytes());
     }
 
     /// Text of a message, as far as it goes, or of a chunk that can't be taken, which is dropped: returns how many
@@ -688,14 +652,13 @@ impl Session {
             return input.len();
         };
         let keep = transaction.failure.is_none();
-        let (count, ended) = self.decoder.decode(input, &mut |run| {
+        let (count, octets, ended) = self.decoder.decode(input, &mut |run| {
             transaction.header.scan(run);
             if keep {
                 turn.content.extend_from_slice(run);
             }
         });
-        transaction.came += count as u64;
-        transaction.octets = transaction.came.saturating_sub(self.decoder.overhead());
+        transaction.octets += octets;
         self.check_message(turn.settings);
         if ended {
             self.end_message(turn);
@@ -704,27 +667,27 @@ impl Session {
     }
 
     /// Decides as early as possible that a message will be refused; what there is of it can be dropped then.
-    fn check_message(&mut self, settings: &Settings) {
-        let Some(transaction) = self.transaction.as_deref_mut().filter(|it| it.failure.is_none()) else { return };
-        let reject = settings.bare_newline == BareNewline::Reject;
-        let faults = [
-            (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
-            (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
-            (reject && self.decoder.bare_newline_seen(), Reply::BARE_NEWLINE),
-        ];
-        transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
-        self.discard = transaction.failure.is_some();
+    fn check_message(&mut self, settings: &Settings) -> Option<Reply> {
+        let transaction = self.transaction.as_deref_mut()?;
+        if transaction.failure.is_none() {
+            let faults = [
+                (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
+                (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
+                (settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE),
+            ];
+            transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
+            self.discard = transaction.failure.is_some();
+        }
+        transaction.failure
     }
 
     /// The end of a message: refuses it, or gives it away.
     fn end_message(&mut self, turn: &mut Turn<'_>) {
-        let failure = |session: &Self| session.transaction().and_then(|transaction| transaction.failure);
-        if failure(self).is_none() {
-            self.decoder.finish(&mut |run| turn.content.extend_from_slice(run));
+        if self.check_message(turn.settings).is_none() {
             // The last octet of the last chunk may have been a CR.
-            self.check_message(turn.settings);
+            self.decoder.finish(&mut |run| turn.content.extend_from_slice(run));
         }
-        match failure(self) {
+        match self.check_message(turn.settings) {
             Some(failure) => self.delivered(Outcome::Refused(failure), turn.spare, turn.replies),
             None => self.phase = Phase::Delivering,
         }
@@ -748,8 +711,8 @@ impl Session {
     }
 
     /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
-    fn auth(&mut self, argument: &str, syntax: Syntax) -> Result<Reply, Reply> {
-        let (mechanism, initial_response) = login(argument, syntax)?;
+    fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
+        let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
         if self.logged_in || self.transaction.is_some() {
             return Err(Reply::BAD_SEQUENCE);
         }
@@ -757,11 +720,12 @@ impl Session {
         if !user_name && !mechanism.eq_ignore_ascii_case("PLAIN") {
             return Err(Reply::MECHANISM_UNKNOWN);
         }
-        if let Some(response) = initial_response {
-            return Ok(self.login(user_name, response.as_bytes()));
-        }
         self.phase = Phase::Login { user_name };
-        Ok(if user_name { Reply::CHALLENGE_USER_NAME } else { Reply::CHALLENGE_EMPTY })
+        Ok(match initial_response {
+            Some(response) => self.login(user_name, response.as_bytes()),
+            None if user_name => Reply::CHALLENGE_USER_NAME,
+            None => Reply::CHALLENGE_EMPTY,
+        })
     }
 
     fn login(&mut self, user_name: bool, response: &[u8]) -> Reply {
@@ -788,7 +752,8 @@ impl Session {
     fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
         let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
-        let octets = paths.capacity() + destinations.capacity() + size_of::<(usize, usize)>() * shares.capacity();
+        let octets =
+            paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
         if octets <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
             paths.clear();
             destinations.clear();
@@ -799,12 +764,15 @@ impl Session {
     }
 }
 
+/// Whether one more reply surely fits.
+fn has_room(replies: &[u8]) -> bool {
+    replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX
+}
+
 /// Whether `text` is base64 (RFC 4648 4); `=` alone is the empty response of RFC 4954.
 fn is_base64(text: &[u8]) -> bool {
-    if text == b"=" {
-        return true;
-    }
     let digits = text.iter().rev().skip_while(|&&octet| octet == b'=').count();
     let digit = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'+' | b'/');
-    text.len() % 4 == 0 && text.len() - digits <= 2 && text.iter().take(digits).all(digit)
+    let whole = text.len() % 4 == 0 && text.len() - digits <= 2 && text.iter().take(digits).all(digit);
+    whole || text == b"="
 }

@@ -21,8 +21,8 @@ use std::mem;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mailchute::smtp::address::Path;
-use mailchute::smtp::data::{BareNewline, LineEnd};
-use mailchute::smtp::reply::{Refusal, Reply};
+use mailchute::smtp::data::LineEnd;
+use mailchute::smtp::reply::Reply;
 use mailchute::smtp::session::*;
 use mailchute::smtp::trace::{MessageIds, Peer};
 
@@ -33,11 +33,11 @@ use crate::trace::behind_trace;
 struct Everybody;
 
 impl Directory for Everybody {
-    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), Refusal<'_>> {
+    fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         match recipient.as_str() {
             "nobody@mailbox.example" => return Err(Reply::NO_SUCH_MAILBOX.into()),
-            "full@mailbox.example" => return Err(Refusal::Line("452 4.2.2 Mailbox full")),
-            "later@mailbox.example" => return Err(Refusal::Line("421 4.7.0 Come back later")),
+            "full@mailbox.example" => return Err("452 4.2.2 Mailbox full"),
+            "later@mailbox.example" => return Err("421 4.7.0 Come back later"),
             // An alias of which one mailbox can't be had.
             "half@mailbox.example" => {
                 take("c");
@@ -56,7 +56,7 @@ pub struct Driver {
     pub session: Session,
     settings: Settings,
     now: SystemTime,
-    storage: Storage,
+    storage: Result<u64, Reply>,
     outcome: Outcome,
     /// The destination that has it not, of those that have.
     missing: Option<usize>,
@@ -77,8 +77,7 @@ impl Driver {
     pub fn new(options: &str) -> Self {
         let mut settings = mailchute::Config::default().protocol;
         settings.hostname = "mail.example".to_owned();
-        let (mut dialect, mut storage, mut outcome, mut missing) =
-            (Dialect::Smtp, Storage::Ready { room: u64::MAX }, Outcome::Stored, None);
+        let (mut dialect, mut storage, mut outcome, mut missing) = (Dialect::Smtp, Ok(u64::MAX), Outcome::Stored, None);
         for option in options.split_whitespace() {
             let (name, number) = option.split_once('=').unwrap_or((option, "0"));
             let number: u32 = number.parse().unwrap();
@@ -89,10 +88,10 @@ impl Driver {
                 "max-size" => settings.message_octets_max = number.into(),
                 "recipients" => settings.recipients_max = number as usize,
                 "transactions" => settings.transactions_max = Some(number),
-                "reject" => settings.bare_newline = BareNewline::Reject,
+                "reject" => settings.reject_bare_newline = true,
                 "keep-crlf" => settings.line_end = LineEnd::Crlf,
-                "room" => storage = Storage::Ready { room: number.into() },
-                "disk-failed" => storage = Storage::Failed,
+                "room" => storage = Ok(number.into()),
+                "disk-failed" => storage = Err(Reply::STORAGE_FAILED),
                 "missing" => missing = Some(number as usize),
                 "disk-full" => outcome = Outcome::Refused(Reply::STORAGE_FULL),
                 _ => panic!("no such setting: {option}"),
@@ -131,7 +130,7 @@ impl Driver {
         }
         let mut input = mem::take(&mut self.unread);
         input.extend_from_slice(octets);
-        let storage = if self.session.in_message() { Storage::Ready { room: u64::MAX } } else { self.storage };
+        let storage = if self.session.in_message() { Ok(u64::MAX) } else { self.storage };
         let mut turn = Turn {
             settings: &self.settings,
             now: self.now,

@@ -15,7 +15,7 @@ fn parse(line: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
 /// A command, and where it is AUTH what whoever offers it makes of the argument.
 fn parse_whole(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
     let command = Command::parse(line, syntax)?;
-    if let Command::Auth { argument } = command {
+    if let Command::Auth(argument) = command {
         login(argument, syntax)?;
     }
     Ok(command)
@@ -24,7 +24,7 @@ fn parse_whole(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
 /// The address and the parameters of MAIL, or the reply.
 fn mail(line: &str, syntax: Syntax) -> Result<(&str, MailParameters), Reply> {
     match parse(line, syntax)? {
-        Command::Mail { reverse_path, parameters } => Ok((reverse_path.as_str(), parameters)),
+        Command::Mail(reverse_path, parameters) => Ok((reverse_path.as_str(), parameters)),
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -70,16 +70,16 @@ fn verbs() {
         assert!(parse(line, LENIENT).is_ok(), "{line}");
     }
     for line in ["VRFY", "EXPN ", "STARTTLS now", "VRFY  SMTPUTF8"] {
-        assert!(parse(line, STRICT).is_err_and(|reply| reply.code == 501), "{line}");
+        assert!(parse(line, STRICT).is_err_and(|reply| reply.0.starts_with("501 ")), "{line}");
         assert!(parse(line, LENIENT).is_err() || line.starts_with("VRFY  "), "{line}");
     }
     both("VRFY é", Err(Reply::UTF8_NOT_ANNOUNCED));
     for line in ["NOOP a\0b", "HELP é", "VRFY a\x1b", "DATA \x7f", "QUIT a\x01", "VRFY \u{9b} SMTPUTF8"] {
-        assert!(parse(line, LENIENT).is_err_and(|reply| reply.code == 501), "{line}");
+        assert!(parse(line, LENIENT).is_err_and(|reply| reply.0.starts_with("501 ")), "{line}");
     }
     for verb in ["NOOP", "MAIL", "RCPT", "BDAT", "AUTH", "VRFY", "EHLO", "QUIT"] {
         let line = [verb.as_bytes(), b" FROM:<a\xff@b>"].concat();
-        assert!(parse_whole(&line, LENIENT).is_err_and(|reply| reply.code == 501), "{verb}");
+        assert!(parse_whole(&line, LENIENT).is_err_and(|reply| reply.0.starts_with("501 ")), "{verb}");
     }
 }
 
@@ -92,7 +92,7 @@ fn hello_names() {
         ("HELO medea ", Hello::Helo, "medea"), // HP
         ("LHLO [IPv6:::1]", Hello::Lhlo, "[IPv6:::1]"),
     ] {
-        both(line, Ok(Command::Hello { hello, name }));
+        both(line, Ok(Command::Hello(hello, name)));
     }
     for (device, line, name) in [
         ("Danfoss drive", "HELO", ""),
@@ -104,11 +104,11 @@ fn hello_names() {
         ("Windows 98", "EHLO PC_1", "PC_1"),
     ] {
         let hello = if line.starts_with("HELO") { Hello::Helo } else { Hello::Ehlo };
-        assert_eq!(parse(line, LENIENT), Ok(Command::Hello { hello, name }), "{device}");
+        assert_eq!(parse(line, LENIENT), Ok(Command::Hello(hello, name)), "{device}");
         assert_eq!(parse(line, STRICT), Err(Reply::BAD_NAME), "{device}");
     }
     let name = "d".repeat(255);
-    both(&format!("EHLO {name}"), Ok(Command::Hello { hello: Hello::Ehlo, name: &name }));
+    both(&format!("EHLO {name}"), Ok(Command::Hello(Hello::Ehlo, &name)));
     both(&format!("EHLO {name}d"), Err(Reply::BAD_NAME));
     for line in ["EHLO a\0b", "EHLO x\rInjected: y", "HELO é", "HELO \x1b[2J", "EHLO a\tb", "LHLO \x7f"] {
         both(line, Err(Reply::BAD_NAME));
@@ -139,7 +139,7 @@ fn mail_from_devices() {
         ("a person", "rcpt to :postmaster", "Postmaster"),
         ("asks for notifications", "RCPT TO:<a@b> NOTIFY=NEVER ORCPT=rfc822;a@b", "a@b"),
     ] {
-        let Ok(Command::Rcpt { forward_path }) = parse(line, LENIENT) else { panic!("{device}: {line}") };
+        let Ok(Command::Rcpt(forward_path)) = parse(line, LENIENT) else { panic!("{device}: {line}") };
         assert_eq!(forward_path.as_str(), address, "{device}");
         assert!(parse(line, STRICT).is_err(), "{device}: {line}");
     }
@@ -151,7 +151,7 @@ fn paths() {
     for syntax in [STRICT, LENIENT] {
         assert_eq!(mail("mail From:<>", syntax), Ok(("", none)));
         assert_eq!(mail("MAIL FROM:<@x,@y:\"a b\"@[1.2.3.4]>  ", syntax), Ok(("\"a b\"@[1.2.3.4]", none)));
-        let Ok(Command::Rcpt { forward_path }) = parse("RCPT TO:<é@x>", syntax) else { panic!("{syntax:?}") };
+        let Ok(Command::Rcpt(forward_path)) = parse("RCPT TO:<é@x>", syntax) else { panic!("{syntax:?}") };
         assert!(!forward_path.as_str().is_ascii());
     }
     for line in ["MAIL", "MAIL FROM", "MAIL FROM <a@b>", "MAIL TO:<a@b>", "MAIL <a@b>", "MAIL FROM\0:<a@b>"] {
@@ -268,8 +268,8 @@ fn chunks() {
 
 #[test]
 fn authentication() {
-    both("auth plain x", Ok(Command::Auth { argument: "plain x" }));
-    both("AUTH \t", Ok(Command::Auth { argument: "" }));
+    both("auth plain x", Ok(Command::Auth("plain x")));
+    both("AUTH \t", Ok(Command::Auth("")));
     for syntax in [STRICT, LENIENT] {
         assert_eq!(login("LOGIN", syntax), Ok(("LOGIN", None)));
         assert_eq!(login("plain =", syntax), Ok(("plain", Some(""))));
@@ -287,21 +287,21 @@ fn authentication() {
 #[test]
 fn foreign_talk() {
     for (line, talk) in [
-        (&b"GET / HTTP/1.1"[..], Some(Foreign::Http)),
-        (b"POST / HTTP/1.1", Some(Foreign::Http)),
-        (b"PUT /x", Some(Foreign::Http)),
-        (b"HEAD / HTTP/1.0", Some(Foreign::Http)),
-        (b"OPTIONS * HTTP/1.1", Some(Foreign::Http)),
-        (b"CONNECT a:25 HTTP/1.1", Some(Foreign::Http)),
-        (b"\x16\x03\x01\x02\x00", Some(Foreign::Tls)),
-        (b"\x16", Some(Foreign::Tls)),
-        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25", Some(Foreign::ProxyHeader)),
-        (b"\0", Some(Foreign::ProxyHeader)),
+        (&b"GET / HTTP/1.1"[..], Some("http")),
+        (b"POST / HTTP/1.1", Some("http")),
+        (b"PUT /x", Some("http")),
+        (b"HEAD / HTTP/1.0", Some("http")),
+        (b"OPTIONS * HTTP/1.1", Some("http")),
+        (b"CONNECT a:25 HTTP/1.1", Some("http")),
+        (b"\x16\x03\x01\x02\x00", Some("tls-on-plain")),
+        (b"\x16", Some("tls-on-plain")),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25", Some("proxy-header")),
+        (b"\0", Some("proxy-header")),
         (b"GETX", None),
         (b"", None),
         (b"MAIL FROM:<a@b>", None),
     ] {
-        assert_eq!(foreign(line), talk, "{}", line.escape_ascii());
+        assert_eq!(foreign(line).map(|(_, hint)| hint), talk, "{}", line.escape_ascii());
     }
 }
 
@@ -345,7 +345,7 @@ fn any_octets_are_a_command_or_a_reply() {
             assert_eq!(lenient, Ok(strict), "{}", line.escape_ascii());
         }
         if let Err(reply) = lenient {
-            assert!(matches!(reply.code, 500 | 501 | 553 | 555), "{}", line.escape_ascii());
+            assert!(["500", "501", "553", "555"].contains(&&reply.0[..3]), "{}", line.escape_ascii());
         } else {
             assert_eq!(foreign(&line), None);
             assert!(!line.contains(&0) && !line.contains(&0x7f), "{}", line.escape_ascii());
