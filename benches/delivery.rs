@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{Options, Workplace, median, range};
+use mailchute::Config;
 use mailchute::delivery::{MAIN, MinFree, Now, Store};
 use mailchute::fs::{Disk, SyncMode};
 use mailchute::smtp::session::Outcome;
@@ -139,7 +140,8 @@ fn message() -> Vec<u8> {
 /// and tells what ended.
 fn deliver(path: &Path, sync: SyncMode, prove: bool, in_flight: usize, time: Duration) -> Sample {
     let random = u64::from(std::process::id());
-    let mut store = Store::open(Disk::new(sync), path, "bench", random, MinFree::Octets(0)).unwrap();
+    let config = Config { maildir: path.to_owned(), min_free: MinFree::Octets(0), ..Config::default() };
+    let mut store = Store::open(Disk::new(sync), &config, random).unwrap();
     if prove {
         store.prove().unwrap();
     }

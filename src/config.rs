@@ -9,9 +9,9 @@ use ipnet::IpNet;
 
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
-use crate::maildir::Keep;
 use crate::smtp::data::LineEnd;
 use crate::smtp::session::Settings;
+use crate::sweep::Keep;
 
 /// Octets of a block: one read, and a message that waits for the rest of it in memory. A message that is shorter, with
 /// its trace lines, reaches its file in one write.

@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, Now, Store};
-use crate::fs::{Disk, FileSystem as _, SyncMode};
+use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
@@ -159,7 +159,9 @@ impl EventLoop {
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = listen(&config)?;
         let random = random_number();
-        let mut store = open_store(&config, random).map_err(|error| unusable(&config.maildir, error))?;
+        let opened = Store::open(Disk::new(config.sync), &config, random);
+        let opened = opened.and_then(|mut store| store.prove().map(|()| store));
+        let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
         store.limit_files(share_descriptors(&mut config.connections_max));
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
@@ -320,19 +322,6 @@ fn random_number() -> u64 {
     }
     // What std keys its hash tables with, from wherever it has it.
     RandomState::new().hash_one(())
-}
-
-/// Opens and proves the Maildir, which may be below the directory of mailboxes.
-fn open_store(config: &Config, random: u64) -> Result<Store<Disk>, PathError> {
-    let mut disk = Disk::new(config.sync);
-    if let Some(path) = &config.mailboxes {
-        disk.open_directory(path, true).map_err(|error| (path.clone(), error))?;
-    }
-    let mut store = Store::open(disk, &config.maildir, &config.protocol.hostname, random, config.min_free)?;
-    store.prove()?;
-    store.serve_mailboxes(config.mailboxes.as_deref(), config.create_mailboxes)?;
-    store.keep(config.keep);
-    Ok(store)
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where

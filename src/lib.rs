@@ -20,6 +20,7 @@ pub mod pool;
 pub mod recipients;
 pub mod server;
 pub mod smtp;
+pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
 

@@ -1,35 +1,37 @@
-//! One Maildir: its directories held open, the names of its files, and what is swept out of it.
+//! Maildirs: the names of their files, their directories held open, and what is known of the disk below them.
 
 use std::ffi::CStr;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{Level, error, log, warn};
+use slab::Slab;
 
+use crate::config::Config;
+use crate::delivery::{MAIN, MinFree, Now};
 use crate::fs::FileSystem;
 use crate::smtp::reply::Reply;
 
-/// Age at which a file in `tmp/` is a leftover, after the Maildir specification.
-const LEFTOVER_AGE: Duration = Duration::from_secs(36 * 3600);
-
-/// Names that a sweep looks at in one turn.
-const SWEEP_NAMES_MAX: usize = 64;
-
-/// Seconds since 1970 that every clock can show; a name may say anything.
-const CLOCK_MAX: u64 = u32::MAX as u64;
-
 /// Octets of our host's name in a file name, `/` and `:` encoded.
 const HOST_OCTETS_MAX: usize = 100;
-
+/// Names that are kept to be removed later.
+const LITTER_MAX: usize = 256;
+/// How often the file system is asked for its room, and a failed one is tried again.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a mailbox that failed while others of the same message did not takes no new mail.
+const FAILED_TIME: Duration = Duration::from_secs(60);
 /// How a file begins that only proves that mail can be kept. Readers of a Maildir pass over such names.
 pub(crate) const PROOF: &str = ".proof-";
+/// The key of the main Maildir.
+pub(crate) const MAIN_KEY: usize = 0;
 
 /// An error with the path that it speaks of.
 pub type PathError = (PathBuf, io::Error);
 
 /// A file name as the system takes it, on the stack.
+#[derive(Clone)]
 pub(crate) struct Name {
     /// Zero behind the name, and so at least once.
     octets: [u8; 256],
@@ -58,7 +60,7 @@ impl fmt::Write for Name {
 }
 
 /// Our host's name as it may stand in a file name.
-pub(crate) fn name_host(hostname: &str) -> String {
+fn name_host(hostname: &str) -> String {
     let mut host = String::new();
     for character in hostname.chars() {
         match character {
@@ -83,16 +85,16 @@ pub(crate) struct Directories<F: FileSystem> {
 pub(crate) struct Maildir<F: FileSystem> {
     /// What destinations call it; empty for the main one.
     pub(crate) destination: String,
-    /// Those of `tmp/`, `new/` and `cur/`.
-    pub(crate) paths: [PathBuf; 3],
     pub(crate) path: PathBuf,
+    /// That of `new/`.
+    new_path: PathBuf,
     pub(crate) directories: Option<Directories<F>>,
-    /// Directories in which some were made, to be flushed with the next group.
+    /// Directories in which some may have been made, to be flushed with the next group.
     pub(crate) above: Vec<F::Directory>,
     /// A flush of them failed, or they are not where they were: names are removed there, and nothing else is done.
     pub(crate) failed: bool,
     /// Copies that are on their way into it.
-    pub(crate) users: usize,
+    users: usize,
     /// Messages in `new/` that wait for the next flush of the directories, and those of the one under way.
     pub(crate) moved: Vec<usize>,
     pub(crate) flushing: Vec<usize>,
@@ -101,16 +103,15 @@ pub(crate) struct Maildir<F: FileSystem> {
 }
 
 impl<F: FileSystem> Maildir<F> {
-    /// One whose directories are not open yet.
-    pub(crate) fn new(destination: &str, path: PathBuf) -> Self {
+    fn new(destination: &str, path: PathBuf) -> Self {
         Self {
             destination: destination.to_owned(),
-            paths: ["tmp", "new", "cur"].map(|name| path.join(name)),
+            new_path: path.join("new"),
             path,
             directories: None,
             above: Vec::new(),
             failed: false,
-            users: 0,
+            users: 1,
             moved: Vec::new(),
             flushing: Vec::new(),
             flushes: 0,
@@ -118,22 +119,25 @@ impl<F: FileSystem> Maildir<F> {
         }
     }
 
-    /// Opens the directories in `root`; with `create` those that are missing are made. Whether one was.
-    pub(crate) fn open(&mut self, fs: &mut F, root: &F::Directory, create: bool) -> Result<bool, PathError> {
-        let mut made = false;
-        let mut open = |index: usize, name: &CStr| {
-            let opened = match fs.open_directory_in(root, name, false) {
-                Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
-                    made = true;
-                    fs.open_directory_in(root, name, true)
-                }
-                opened => opened,
-            };
-            opened.map_err(|error| (self.paths[index].clone(), error))
+    /// Opens the directories in `root`; with `create` those that are missing are made. `above` is what was opened on the
+    /// way: whoever made these directories, and be it for a message that was dropped, their names are to be durable.
+    fn open(
+        &mut self,
+        fs: &mut F,
+        root: F::Directory,
+        create: bool,
+        above: Vec<F::Directory>,
+    ) -> Result<(), PathError> {
+        let mut open = |name: &CStr| {
+            let opened = fs.open_directory_in(&root, name, create);
+            opened.map_err(|error| (self.path.join(&*name.to_string_lossy()), error))
         };
-        self.directories = Some(Directories { tmp: open(0, c"tmp")?, new: open(1, c"new")?, cur: open(2, c"cur")? });
+        let opened = open(c"tmp").and_then(|tmp| Ok(Directories { tmp, new: open(c"new")?, cur: open(c"cur")? }));
+        self.above = above;
+        self.above.push(root);
+        self.directories = Some(opened?);
         self.failed = false;
-        Ok(made)
+        Ok(())
     }
 
     /// The directories, to store in.
@@ -142,144 +146,277 @@ impl<F: FileSystem> Maildir<F> {
     }
 }
 
-/// How much mail stays in a Maildir; all of it where nothing is said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Keep {
-    /// So many messages in `new/`; the oldest go first.
-    pub messages: Option<usize>,
-    /// Messages that came so long ago at most.
-    pub age: Option<Duration>,
-}
-
-/// What a sweep is at.
+/// What the disk is known to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Learns from `new/` what there is, and whether the clock can be trusted.
-    New,
-    /// Removes from `new/` so many messages whose rank is this one at most; once they are gone, so many of this run.
-    Surplus { rank: u64, left: usize, own: usize },
-    /// Removes from `tmp/` what nobody has written to for long.
-    Tmp,
+pub(crate) enum Health {
+    Ready,
+    /// A flush failed, or the directories are gone: no new mail before a probe succeeds.
+    Failed,
+    /// That, and nothing failed since the probe under way began.
+    Probing,
 }
 
-/// A look through a Maildir, for leftovers and for messages that are to go.
-pub(crate) struct Sweep<F: FileSystem> {
-    /// The Maildir's key.
-    pub(crate) maildir: usize,
-    names: F::Listing,
-    stage: Stage,
-    /// Of all messages in `new/`.
-    ranks: Vec<u64>,
-    removed: usize,
+/// All Maildirs that are open.
+pub(crate) struct Maildirs<F: FileSystem> {
+    pub(crate) fs: F,
+    /// Our host, as names of files have it.
+    pub(crate) host: String,
+    /// The part of each name that tells our own files.
+    pub(crate) own: String,
+    /// The main one always is among them.
+    pub(crate) open: Slab<Maildir<F>>,
+    /// The file system that held the main one at the start.
+    device: Option<u64>,
+    /// Where mailboxes are, on which file system, and whether they are made.
+    mailboxes: Option<(PathBuf, u64)>,
+    create: bool,
+    /// Destinations that failed while others of the same message did not, and until when they take nothing.
+    failed: Vec<(String, Instant)>,
+    /// Names in the main Maildir that could not be removed, to be tried again: in `tmp/`, or else in `new/`.
+    litter: Vec<(bool, Name)>,
+    pub(crate) health: Health,
+    min_free: MinFree,
+    pub(crate) room: u64,
+    pub(crate) checked: Option<Instant>,
+    pub(crate) probed: Option<Instant>,
+    complained: Option<Instant>,
 }
 
-/// Ranks of this run's own messages begin here: they go last, as the clock may have been set since.
-const OWN_RANK: u64 = 1 << 32;
-
-/// What a sweep is told anew at each step.
-pub(crate) struct Swept<'a> {
-    /// The part of each name that tells this run's files.
-    pub(crate) own: &'a str,
-    pub(crate) keep: Keep,
-    pub(crate) now: SystemTime,
-    /// Seconds since 1970 from which on own messages may not be safe yet.
-    pub(crate) unsafe_from: u64,
-}
-
-impl<F: FileSystem> Sweep<F> {
-    /// Begins with an open Maildir.
-    pub(crate) fn begin(fs: &mut F, key: usize, maildir: &Maildir<F>) -> io::Result<Self> {
-        let names = fs.list(&maildir.usable()?.new)?;
-        Ok(Self { maildir: key, names, stage: Stage::New, ranks: Vec::new(), removed: 0 })
+impl<F: FileSystem> Maildirs<F> {
+    /// Opens the main Maildir, and the directory of mailboxes, in which it may be.
+    pub(crate) fn open(fs: F, config: &Config, random: u64) -> Result<Self, PathError> {
+        let mut maildirs = Self {
+            fs,
+            host: name_host(&config.protocol.hostname),
+            own: format!("R{random:016x}"),
+            open: Slab::new(),
+            device: None,
+            mailboxes: None,
+            create: config.create_mailboxes,
+            failed: Vec::new(),
+            litter: Vec::new(),
+            health: Health::Ready,
+            min_free: config.min_free,
+            room: u64::MAX,
+            checked: None,
+            probed: None,
+            complained: None,
+        };
+        if let Some(path) = &config.mailboxes {
+            let at_path = |error| (path.clone(), error);
+            let directory = maildirs.fs.open_directory(path, true).map_err(at_path)?;
+            let device = maildirs.fs.device(&directory).map_err(at_path)?;
+            maildirs.flush_name(&directory);
+            maildirs.mailboxes = Some((path.clone(), device));
+        }
+        maildirs.open.insert(Maildir::new(MAIN, config.maildir.clone()));
+        maildirs.open_main(true)?;
+        Ok(maildirs)
     }
 
-    /// How many messages were in `new/`.
-    pub(crate) fn messages(&self) -> usize {
-        self.ranks.len()
+    /// Flushes the name of a directory that may have been made a moment ago. We may not even read what is above it.
+    fn flush_name(&mut self, directory: &F::Directory) {
+        let above = self.fs.open_directory_in(directory, c"..", false);
+        let _ = above.and_then(|above| self.fs.flush_directory(&above));
     }
 
-    /// The next step: a bounded number of names. False when it has come to its end.
-    ///
-    /// While the clock is earlier than the newest name nothing is removed: a board without a battery for its clock
-    /// starts in the past, and can't tell what is old.
-    pub(crate) fn step(&mut self, fs: &mut F, maildir: &Maildir<F>, swept: &Swept<'_>) -> io::Result<bool> {
-        let (path, own, now) = (maildir.path.display(), swept.own, swept.now);
-        let Directories { tmp, new, .. } = maildir.usable()?;
-        for _ in 0..SWEEP_NAMES_MAX {
-            match (fs.next_name(&mut self.names)?, self.stage) {
-                // Of a start that was killed between two steps of its proof.
-                (Some(name), Stage::New) if name.to_bytes().starts_with(PROOF.as_bytes()) => {
-                    remove_if_old(fs, new, &name, own, now);
-                }
-                (Some(name), Stage::New) => self.ranks.extend(rank(&name, own)),
-                (None, Stage::New) => {
-                    let newest = self.ranks.iter().map(|rank| rank % OWN_RANK).max().unwrap_or(0);
-                    if now < UNIX_EPOCH + Duration::from_secs(newest) {
-                        warn!("{path}: the clock is earlier than the newest mail; nothing is removed");
-                        return Ok(false);
-                    }
-                    let others = self.ranks.iter().filter(|&&rank| rank < OWN_RANK).count();
-                    let surplus = surplus(&mut self.ranks, swept);
-                    self.stage = surplus.map_or(Stage::Tmp, |(rank, count)| {
-                        let left = if others == 0 { count } else { count.min(others) };
-                        Stage::Surplus { rank, left, own: count - left }
-                    });
-                    self.names = fs.list(if surplus.is_some() { new } else { tmp })?;
-                }
-                (Some(name), Stage::Surplus { rank: last, left, own: later }) => {
-                    let until = if later > 0 { OWN_RANK } else { OWN_RANK + swept.unsafe_from };
-                    let goes = rank(&name, own).is_some_and(|rank| rank <= last && rank < until) && left > 0;
-                    if goes && fs.remove(new, &name).is_ok() {
-                        self.stage = Stage::Surplus { rank: last, left: left - 1, own: later };
-                        self.removed += 1;
-                    }
-                }
-                (None, Stage::Surplus { rank, left: 0, own }) if own > 0 => {
-                    (self.names, self.stage) = (fs.list(new)?, Stage::Surplus { rank, left: own, own: 0 });
-                }
-                (None, Stage::Surplus { .. }) => {
-                    info!("{path}: removed {} messages of {}", std::mem::take(&mut self.removed), self.ranks.len());
-                    (self.names, self.stage) = (fs.list(tmp)?, Stage::Tmp);
-                }
-                (Some(name), Stage::Tmp) => self.removed += usize::from(remove_if_old(fs, tmp, &name, own, now)),
-                (None, Stage::Tmp) => {
-                    if self.removed > 0 {
-                        info!("{path}: removed {} leftovers from tmp/", self.removed);
-                    }
-                    return Ok(false);
-                }
+    /// Opens the main Maildir. It is made only at the start, and what it lacks only where it was then: if it vanishes
+    /// later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
+    pub(crate) fn open_main(&mut self, start: bool) -> Result<(), PathError> {
+        let mut above = Vec::new();
+        let (path, root) = self.open_root(MAIN, start, &mut above)?;
+        let device = self.fs.device(&root).map_err(|error| (path.clone(), error))?;
+        if start && above.is_empty() {
+            self.flush_name(&root);
+        }
+        let create = *self.device.get_or_insert(device) == device;
+        let main = &mut self.open[MAIN_KEY];
+        main.open(&mut self.fs, root, create, above)?;
+        for directory in if start { std::mem::take(&mut main.above) } else { Vec::new() } {
+            self.fs.flush_directory(&directory).map_err(|error| (path.clone(), error))?;
+        }
+        Ok(())
+    }
+
+    /// The Maildir that a destination names, opened where it is not; for one copy more.
+    pub(crate) fn open_destination(&mut self, destination: &str) -> Result<usize, PathError> {
+        if let Some((key, maildir)) = self.open.iter_mut().find(|(_, it)| it.destination == destination) {
+            maildir.usable().map_err(|error| (maildir.path.clone(), error))?;
+            maildir.users += 1;
+            return Ok(key);
+        }
+        let mut above = Vec::new();
+        let (path, root) = self.open_root(destination, self.create, &mut above)?;
+        let mut maildir = Maildir::new(destination, path);
+        maildir.open(&mut self.fs, root, true, above)?;
+        Ok(self.open.insert(maildir))
+    }
+
+    /// Opens the directory that a destination names, and with `create` makes what of it is missing; then `above` gets
+    /// what it was made in.
+    fn open_root(
+        &mut self,
+        destination: &str,
+        create: bool,
+        above: &mut Vec<F::Directory>,
+    ) -> Result<(PathBuf, F::Directory), PathError> {
+        let (base, below) = destination.split_once("//").unwrap_or((destination, ""));
+        let (base, device) = match &self.mailboxes {
+            _ if destination == MAIN => (self.open[MAIN_KEY].path.clone(), None),
+            Some((path, device)) if base.is_empty() => (path.clone(), Some(*device)),
+            _ => (PathBuf::from(base), None),
+        };
+        let path = base.join(below);
+        let opened = self.open_below(&base, below, device, create, above);
+        opened.map(|root| (path.clone(), root)).map_err(|error| (path, error))
+    }
+
+    fn open_below(
+        &mut self,
+        base: &Path,
+        below: &str,
+        device: Option<u64>,
+        create: bool,
+        above: &mut Vec<F::Directory>,
+    ) -> io::Result<F::Directory> {
+        let mut directory = match self.fs.open_directory(base, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && create && below.is_empty() => {
+                let made = self.fs.open_directory(base, true)?;
+                above.push(self.fs.open_directory_in(&made, c"..", false)?);
+                made
+            }
+            opened => opened?,
+        };
+        if device.is_some_and(|device| self.fs.device(&directory).ok() != Some(device)) {
+            return Err(io::Error::other("another file system is in its place"));
+        }
+        for text in below.split('/').filter(|name| !name.is_empty()) {
+            let mut name = Name::new();
+            let _ = name.write_str(text);
+            let inner = self.fs.open_directory_in(&directory, name.as_c_str(), create)?;
+            let outer = std::mem::replace(&mut directory, inner);
+            above.extend(create.then_some(outer));
+        }
+        Ok(directory)
+    }
+
+    /// Closes a Maildir that nothing is on its way into any more.
+    pub(crate) fn release(&mut self, key: usize) {
+        let Some(maildir) = self.open.get_mut(key) else { return };
+        maildir.users -= 1;
+        if maildir.users == 0 {
+            self.open.remove(key);
+        }
+    }
+
+    /// Whether mail for a destination is taken: its Maildir is there, or may be made.
+    pub(crate) fn accepts(&mut self, destination: &str, create: bool, now: Now) -> Result<(), Reply> {
+        self.failed.retain(|(_, until)| *until > now.instant);
+        if self.failed.iter().any(|(failed, _)| failed == destination) {
+            return Err(Reply::MAILBOX_FAILED);
+        }
+        if self.open.iter().any(|(_, maildir)| maildir.destination == destination) {
+            return Ok(());
+        }
+        let Err((path, error)) = self.open_root(destination, false, &mut Vec::new()) else { return Ok(()) };
+        match error.kind() {
+            io::ErrorKind::NotFound if create => Ok(()),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Err(Reply::NO_SUCH_MAILBOX),
+            _ => {
+                self.complain(&path, "open", &error, now);
+                Err(Reply::STORAGE_FAILED)
             }
         }
-        Ok(true)
+    }
+
+    /// Has a destination take nothing for a while, so that the next try of a message reaches the others.
+    pub(crate) fn leave_out(&mut self, destination: String, now: Now) {
+        if destination != MAIN {
+            self.failed.push((destination, now.instant + FAILED_TIME));
+        }
+    }
+
+    /// Asks for room, and whether the directories are still where they were.
+    pub(crate) fn check(&mut self, now: Now) {
+        if !is_due(&mut self.checked, CHECK_INTERVAL, now) || self.health != Health::Ready {
+            return;
+        }
+        let main = &self.open[MAIN_KEY];
+        let there = main.usable().and_then(|it| self.fs.is_same(&main.new_path, &it.new));
+        if !matches!(there, Ok(true)) && main.flushes == 0 {
+            warn!("{}: removed or replaced while running; opening it again", main.path.display());
+            if let Err((path, error)) = self.open_main(false) {
+                error!("{}: {error}; refusing mail until it is back", path.display());
+                (self.health, self.probed) = (Health::Failed, Some(now.instant));
+                self.open[MAIN_KEY].failed = true;
+            }
+        }
+        let Maildir { path, directories: Some(Directories { tmp, new, .. }), .. } = &self.open[MAIN_KEY] else {
+            return;
+        };
+        self.litter.retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name).is_err());
+        let Ok(space) = self.fs.space(new) else { return };
+        let before = self.room;
+        self.room = match (space.free_files, self.min_free) {
+            (0, _) => 0,
+            (_, MinFree::Octets(0) | MinFree::Percent(0)) => u64::MAX,
+            (_, floor) => space.free.saturating_sub(floor.octets(space.total)),
+        };
+        if self.room == 0 && before > 0 {
+            warn!("{}: {} octets free, below the floor; refusing mail", path.display(), space.free);
+        } else if self.room > 0 && before == 0 {
+            warn!("{}: {} octets free; taking mail again", path.display(), space.free);
+        }
+    }
+
+    /// Whether a failed disk is to be tried again.
+    pub(crate) fn is_probe_due(&mut self, now: Now) -> bool {
+        let idle = self.health == Health::Failed && self.open[MAIN_KEY].flushes == 0;
+        idle && is_due(&mut self.probed, CHECK_INTERVAL, now)
+    }
+
+    /// Removes a name in `tmp/` or else in `new/`.
+    pub(crate) fn unlink(&mut self, key: usize, in_tmp: bool, name: Name) {
+        let Some(Maildir { path, directories: Some(Directories { tmp, new, .. }), .. }) = self.open.get(key) else {
+            return;
+        };
+        if let Err(error) = remove(&mut self.fs, if in_tmp { tmp } else { new }, &name) {
+            // One line for all that follow.
+            if self.litter.is_empty() {
+                error!("{}: a file of a refused message can't be removed: {error}", path.display());
+            }
+            if key == MAIN_KEY && self.litter.len() < LITTER_MAX {
+                self.litter.push((in_tmp, name));
+            }
+        }
+    }
+
+    /// One line for an error of the disk; at most one a second, so that a full disk does not fill the log, too.
+    pub(crate) fn complain(&mut self, path: &Path, doing: &str, error: &io::Error, now: Now) {
+        let level = if is_due(&mut self.complained, CHECK_INTERVAL, now) { Level::Error } else { Level::Debug };
+        log!(level, "{}: {doing}: {error}", path.display());
+    }
+
+    /// The same of a Maildir.
+    pub(crate) fn complain_of(&mut self, key: usize, doing: &str, error: &io::Error, now: Now) {
+        let path = self.open.get(key).map(|maildir| maildir.path.clone()).unwrap_or_default();
+        self.complain(&path, doing, error, now);
     }
 }
 
-/// In which order messages go: the seconds in their names, those of this run behind all others. None for a name of
-/// something else.
-fn rank(name: &CStr, own: &str) -> Option<u64> {
-    let seconds: u64 = name.to_str().ok()?.split('.').next()?.parse().ok()?;
-    let is_own = memchr::memmem::find(name.to_bytes(), own.as_bytes()).is_some();
-    Some(seconds.min(CLOCK_MAX) + if is_own { OWN_RANK } else { 0 })
-}
-
-/// How many messages are to go, and the rank of the last of them. One of this run does not go by its age while others
-/// stay.
-fn surplus(ranks: &mut [u64], swept: &Swept<'_>) -> Option<(u64, usize)> {
-    let until = swept.keep.age.and_then(|age| swept.now.checked_sub(age)?.duration_since(UNIX_EPOCH).ok());
-    let until = until.map_or(0, |until| until.as_secs());
-    let others = ranks.iter().filter(|&&rank| rank < OWN_RANK).count();
-    let old = ranks.iter().filter(|&&rank| rank < until).count();
-    let own_old = ranks.iter().filter(|&&rank| rank >= OWN_RANK && rank - OWN_RANK < until).count();
-    let aged = old + if old == others { own_old } else { 0 };
-    let surplus = ranks.len().saturating_sub(swept.keep.messages.unwrap_or(usize::MAX)).max(aged);
-    (surplus > 0).then(|| (*ranks.select_nth_unstable(surplus - 1).1, surplus))
-}
-
-/// Removes a leftover that is old enough; one of `own` may only look old, when the clock was set while it was written.
-fn remove_if_old<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &CStr, own: &str, now: SystemTime) -> bool {
-    if memchr::memmem::find(name.to_bytes(), own.as_bytes()).is_some() {
-        return false;
+/// Removes a name; one that is not there is removed already.
+fn remove<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &Name) -> io::Result<()> {
+    match fs.remove(directory, name.as_c_str()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
-    let age = fs.modified(directory, name).ok().and_then(|modified| now.duration_since(modified).ok());
-    age.is_some_and(|age| age >= LEFTOVER_AGE) && fs.remove(directory, name).is_ok()
+}
+
+/// Whether `interval` has passed since `last`; then `last` is now.
+fn is_due(last: &mut Option<Instant>, interval: Duration, now: Now) -> bool {
+    let due = last.is_none_or(|last| now.instant.saturating_duration_since(last) >= interval);
+    if due {
+        *last = Some(now.instant);
+    }
+    due
 }

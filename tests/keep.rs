@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use mailchute::Config;
 use mailchute::delivery::MinFree;
-use mailchute::maildir::Keep;
 use mailchute::smtp::session::Dialect;
+use mailchute::sweep::Keep;
 use model::hand::{Random, first_wall, message};
 use model::peer::{Mail, Manner, Step, World, with_mailboxes};
 use model::{Ends, MAILDIR, ModelDisk};
@@ -176,6 +176,8 @@ fn nothing_goes_before_it_is_safe() {
                 }
                 world.pass(SECOND * random.below(3) as u32);
                 let there: Vec<_> = disk.files("new").into_iter().map(|it| (it.name, it.octets.to_vec())).collect();
+                // What the server said is heard now.
+                world.settle();
                 let promised = world.promised();
                 for (name, octets) in seen.iter().filter(|(name, _)| !there.iter().any(|(other, _)| name == other)) {
                     let safe = promised.iter().any(|text| octets.ends_with(text.as_bytes()));

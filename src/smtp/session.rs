@@ -168,7 +168,7 @@ impl Transaction {
     }
 
     /// Where the message goes: each destination once, in order.
-    pub fn destinations(&self) -> impl Iterator<Item = &str> {
+    pub fn destinations(&self) -> impl Iterator<Item = &str> + Clone {
         self.destinations.split_terminator('\n')
     }
 

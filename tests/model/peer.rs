@@ -12,7 +12,6 @@ use mailchute::smtp::trace::{MessageIds, Peer};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -308,11 +307,10 @@ impl World {
     }
 
     pub fn with(mut config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
-        let mut store =
-            Store::open(disk.clone(), Path::new(MAILDIR), "host", 7, min_free).map_err(|(_, error)| error)?;
-        let served = store.serve_mailboxes(config.mailboxes.as_deref(), config.create_mailboxes);
-        served.map_err(|(_, error)| error)?;
-        store.keep(config.keep);
+        config.maildir = MAILDIR.into();
+        config.protocol.hostname = "host".to_owned();
+        config.min_free = min_free;
+        let store = Store::open(disk.clone(), &config, 7).map_err(|(_, error)| error)?;
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
