@@ -210,18 +210,18 @@ impl Client {
                 let next = format!("RCPT TO:<{}>\r\n", self.recipients[self.answered.len()]);
                 self.next(Step::Recipient, &next);
             }
-            (Step::Recipient, code) if code == "250" || self.taken().count() > 0 => match {
+            (Step::Recipient, code) if code == "250" || self.taken().count() > 0 => {
                 self.answered.push(code == "250");
-                self.mails[0].manner
-            } {
-                Manner::Data | Manner::BreaksOff => self.next(Step::Data, "DATA\r\n"),
-                Manner::Chunks => self.chunk(Step::Chunk),
-                Manner::ChunksAfterOthers(octets) => {
-                    self.mails[0].manner = Manner::Chunks;
-                    let others = "taken back\r\n".repeat(octets / 12);
-                    self.next(Step::Abandoned, &format!("BDAT {}\r\n{others}", others.len()));
+                match self.mails[0].manner {
+                    Manner::Data | Manner::BreaksOff => self.next(Step::Data, "DATA\r\n"),
+                    Manner::Chunks => self.chunk(Step::Chunk),
+                    Manner::ChunksAfterOthers(octets) => {
+                        self.mails[0].manner = Manner::Chunks;
+                        let others = "taken back\r\n".repeat(octets / 12);
+                        self.next(Step::Abandoned, &format!("BDAT {}\r\n{others}", others.len()));
+                    }
                 }
-            },
+            }
             // Nobody is left to send it to.
             (Step::Recipient, _) => {
                 self.refusals.push(reply.to_owned());
