@@ -215,10 +215,6 @@ fn a_second_operation_fails_while_the_first_failure_is_dealt_with() {
 const USERS: [&str; 3] = ["a", "b", "c"];
 const MAILBOXES: [&str; 3] = ["/mail/a", "/mail/b", "/mail/c"];
 
-fn number_of(recipient: &str) -> usize {
-    1 + USERS.iter().position(|user| recipient == format!("{user}@example")).expect("one of the users")
-}
-
 /// The replies to RCPT for each of the users, as soon as MAIL is taken.
 fn ask_for_users(world: &mut World) -> Vec<String> {
     let client = world.connect(Vec::new());
@@ -251,9 +247,7 @@ fn left_out(world: &mut World) -> Vec<&'static str> {
 /// Fails unless each mailbox has what it was promised, once, and where nothing kept the server from removing files nothing
 /// else; also after a power cut.
 fn check_mailboxes(world: &World, all: &[Promise], tidy: bool) -> Result<(), String> {
-    let taken = world.told().filter(|(_, _, reply)| reply.starts_with("250"));
-    let promised: Vec<Promise> = taken.map(|(recipient, text, _)| (number_of(recipient), text.clone())).collect();
-    let disk = &world.disk;
+    let (disk, promised) = (&world.disk, world.promised_to_each());
     let [new, tmp] = ["new", "tmp"].map(|name| MAILBOXES.map(|path| disk.files_in(path, name)));
     let found = [vec![disk.files("new")], new.to_vec()].concat();
     judge_each(&found, &promised, all)?;

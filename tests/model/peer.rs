@@ -2,6 +2,7 @@
 //! that they and a server live in.
 
 use super::hand::{Random, first_wall};
+use super::power_cut::Promise;
 use super::{MAILDIR, ModelDisk};
 use mailchute::Config;
 use mailchute::delivery::{MinFree, Now, Store};
@@ -415,6 +416,14 @@ impl World {
     /// Every recipient of a message that was sent whole, its text, and the reply that counts for them.
     pub fn told(&self) -> impl Iterator<Item = &(String, String, String)> {
         self.clients.iter().flat_map(|client| &client.told)
+    }
+
+    /// The messages that were promised to users with a Maildir, and its number.
+    pub fn promised_to_each(&self) -> Vec<Promise> {
+        let users: Vec<_> = self.disk.users().iter().map(|user| format!("{user}@example")).collect();
+        let promised = self.told().filter(|(_, _, reply)| reply.starts_with("250"));
+        let number = |recipient| users.iter().position(|user| user == recipient).expect("one of the users");
+        promised.map(|(recipient, text, _)| (number(recipient), text.clone())).collect()
     }
 
     /// The messages that were promised.
