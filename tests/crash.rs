@@ -12,7 +12,7 @@ use mailchute::smtp::session::{Dialect, Outcome};
 use mailchute::smtp::trace::MessageIds;
 use model::hand::{Random, first_wall, message};
 use model::peer::{Mail, Manner, World, with_mailboxes};
-use model::power_cut::{Promise, crash_each_everywhere, crash_everywhere};
+use model::power_cut::{Choices, Promise, crash_each_everywhere, crash_everywhere, judge};
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
 use std::ffi::CString;
@@ -165,6 +165,59 @@ fn a_power_cut_after_a_failed_flush_loses_none_either() {
     println!("after a failed flush: {moments} moments of a power cut, {states} states after it");
 }
 
+/// Clients of a server whose `new/` is removed, and made again: before the first of them talks, or while it does.
+fn converse_without_new(disk: &ModelDisk, seed: u64, before: bool) -> Vec<String> {
+    let Ok(mut world) = World::new(disk, MinFree::Usual, seed) else { return Vec::new() };
+    let messages = messages();
+    let mail = |number: usize| Mail { text: messages[number].clone(), manner: Manner::Data };
+    if !before {
+        world.connect(Vec::new());
+        world.run();
+    }
+    disk.remove_directory(&format!("{MAILDIR}/new"));
+    world.connect(vec![mail(0), mail(1)]);
+    world.connect(vec![mail(2), mail(4)]);
+    world.run();
+    world.promised()
+}
+
+#[test]
+fn a_directory_that_is_made_again_has_its_name_on_the_disk_before_the_next_250() {
+    for before in [true, false] {
+        sweep("new/ is made again", 4, &messages(), |disk, seed| {
+            let promised = converse_without_new(disk, seed, before);
+            assert!(disk.is_dead() || promised.len() >= if before { 4 } else { 2 }, "{} promised", promised.len());
+            promised
+        });
+    }
+}
+
+/// What goes wrong between the making of a directory and the next message must not have its name forgotten. Only a failed
+/// flush of that very name can't be made good.
+#[test]
+fn a_directory_that_is_made_again_has_its_name_on_the_disk_though_something_fails_meanwhile() {
+    for (before, seed) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
+        let plain = ModelDisk::new(Ends::Told);
+        converse_without_new(&plain, seed, before);
+        let started = plain.operations().iter().position(|&kind| kind == Kind::IsSame).expect("a check");
+        for (index, kind) in plain.operations().into_iter().enumerate().skip(started) {
+            if kind == Kind::EndDirectoryFlush {
+                continue;
+            }
+            let disk = ModelDisk::new(Ends::Told);
+            disk.fail(index + 1, 1, Errno::IO);
+            let promised = converse_without_new(&disk, seed, before);
+            judge(&disk.crash(&mut Choices::default())[0], &promised, &messages()).unwrap_or_else(|error| {
+                panic!(
+                    "before: {before}, seed {seed}, operation {} ({kind:?}) fails: {error}:{}",
+                    index + 1,
+                    disk.history()
+                )
+            });
+        }
+    }
+}
+
 /// Users whose mailboxes are beside the main one: Maildirs 1, 2 and 3.
 const USERS: [&str; 3] = ["a", "b", "c"];
 const MAILBOXES: [&str; 3] = ["/mail/a", "/mail/b", "/mail/c"];
@@ -178,23 +231,14 @@ fn in_mailboxes() -> Vec<Promise> {
 
 /// Clients of a server with several mailboxes, and what each of them was promised. At its end each message must be in each
 /// of its mailboxes once, as one file where `linked`.
-fn converse_with_mailboxes(
-    disk: &ModelDisk,
-    seed: u64,
-    config: Config,
-    dialect: Dialect,
-    linked: bool,
-) -> Vec<Promise> {
-    let Ok(mut world) = World::with(config, disk, MinFree::Usual, seed) else { return Vec::new() };
+fn converse_with_mailboxes(world: &mut World, dialect: Dialect, linked: bool) -> Vec<Promise> {
     let texts = messages();
     let mail = |number: usize, manner| Mail { text: texts[number].clone(), manner };
     world.connect_to(&["c", "a"], dialect, vec![mail(3, Manner::ChunksAfterOthers(78_000))]);
     world.connect_to(&USERS, dialect, vec![mail(0, Manner::Data), mail(1, Manner::Chunks)]);
     world.connect_to(&["b"], dialect, vec![mail(2, Manner::Data)]);
     world.run();
-    let number = |recipient: &str| 1 + USERS.iter().position(|user| recipient == format!("{user}@example")).unwrap();
-    let promised = world.told().filter(|(_, _, reply)| reply.starts_with("250"));
-    let promised: Vec<_> = promised.map(|(recipient, text, _)| (number(recipient), text.clone())).collect();
+    let (disk, promised) = (&world.disk, world.promised_to_each());
     if disk.is_dead() {
         return promised;
     }
@@ -213,13 +257,18 @@ fn converse_with_mailboxes(
 
 fn sweep_mailboxes(
     name: &str,
+    config: &Config,
     disk: impl Fn(Case) -> ModelDisk,
-    run: impl Fn(&ModelDisk, u64) -> Vec<Promise>,
+    run: impl Fn(&mut World) -> Vec<Promise>,
     cases: impl Iterator<Item = Case>,
 ) {
     let (mut moments, mut states) = (0, 0);
     for case in cases {
-        match crash_each_everywhere(|| disk(case), &in_mailboxes(), 64, |disk| run(disk, case.seed)) {
+        let run = |disk: &ModelDisk| {
+            let world = World::with(config.clone(), disk, MinFree::Usual, case.seed);
+            world.map_or(Vec::new(), |mut world| run(&mut world))
+        };
+        match crash_each_everywhere(config, || disk(case), &in_mailboxes(), 64, run) {
             Ok(tried) => (moments, states) = (moments + tried.0, states + tried.1),
             Err(error) => panic!("{case:?}: {error}"),
         }
@@ -231,43 +280,49 @@ fn sweep_mailboxes(
 #[test]
 fn a_power_cut_leaves_what_was_promised_in_each_mailbox() {
     let disk = |case: Case| case.disk().maildirs(&MAILBOXES, true);
-    let run = |disk: &ModelDisk, seed| converse_with_mailboxes(disk, seed, with_mailboxes(), Dialect::Smtp, true);
-    sweep_mailboxes("several mailboxes", disk, run, Case::each(1));
+    let run = |world: &mut World| converse_with_mailboxes(world, Dialect::Smtp, true);
+    sweep_mailboxes("several mailboxes", &with_mailboxes(), disk, run, Case::each(1));
 }
 
 #[test]
 fn a_power_cut_leaves_what_lmtp_promised_to_each() {
     let disk = |case: Case| case.disk().maildirs(&MAILBOXES, true);
-    let run = |disk: &ModelDisk, seed| converse_with_mailboxes(disk, seed, with_mailboxes(), Dialect::Lmtp, true);
-    sweep_mailboxes("LMTP", disk, run, Case::each(1).filter(|case| case.reader));
+    let run = |world: &mut World| converse_with_mailboxes(world, Dialect::Lmtp, true);
+    sweep_mailboxes("LMTP", &with_mailboxes(), disk, run, Case::each(1).filter(|case| case.reader));
 }
 
 #[test]
 fn a_power_cut_leaves_copies_where_links_can_not_be_made() {
     let disk = |case: Case| case.disk().maildirs(&MAILBOXES, true).without_links(Errno::XDEV);
-    let run = |disk: &ModelDisk, seed| converse_with_mailboxes(disk, seed, with_mailboxes(), Dialect::Smtp, false);
-    sweep_mailboxes("copies", disk, run, Case::each(1).filter(|case| !case.reader));
+    let run = |world: &mut World| converse_with_mailboxes(world, Dialect::Smtp, false);
+    sweep_mailboxes("copies", &with_mailboxes(), disk, run, Case::each(1).filter(|case| !case.reader));
 }
 
 /// Their names, too, are durable before mail in them is promised, also where another message had them made and was dropped.
 #[test]
 fn a_power_cut_leaves_mailboxes_that_were_made() {
-    let mailboxes = ["/mail/boxes/a", "/mail/boxes/b", "/mail/boxes/c"];
-    let disk = |case: Case| case.disk().maildirs(&mailboxes, false);
-    let config = || Config { mailboxes: Some("/mail/boxes".into()), create_mailboxes: true, ..with_mailboxes() };
-    let run = |disk: &ModelDisk, seed| {
-        let Ok(mut world) = World::with(config(), disk, MinFree::Usual, seed) else { return Vec::new() };
+    let disk = |case: Case| case.disk().maildirs(&["/mail/boxes/a", "/mail/boxes/b", "/mail/boxes/c"], false);
+    let config = Config { mailboxes: Some("/mail/boxes".into()), create_mailboxes: true, ..with_mailboxes() };
+    let run = |world: &mut World| {
         let texts = messages();
         let mail = |number: usize, manner| Mail { text: texts[number].clone(), manner };
         world.connect_to(&["c", "a"], Dialect::Smtp, vec![mail(3, Manner::ChunksAfterOthers(78_000))]);
         world.connect_to(&USERS, Dialect::Smtp, vec![mail(0, Manner::Data)]);
         world.run();
-        let number =
-            |recipient: &str| 1 + USERS.iter().position(|user| recipient == format!("{user}@example")).unwrap();
-        let promised = world.told().filter(|(_, _, reply)| reply.starts_with("250"));
-        promised.map(|(recipient, text, _)| (number(recipient), text.clone())).collect()
+        world.promised_to_each()
     };
-    sweep_mailboxes("made", disk, run, Case::each(1).filter(|case| !case.reader));
+    sweep_mailboxes("made", &config, disk, run, Case::each(1).filter(|case| !case.reader));
+}
+
+#[test]
+fn a_directory_of_a_mailbox_that_is_made_again_has_its_name_on_the_disk_before_the_next_250() {
+    let disk = |case: Case| case.disk().maildirs(&MAILBOXES, true);
+    let run = |world: &mut World| {
+        world.disk.remove_directory("/mail/a/new");
+        converse_with_mailboxes(world, Dialect::Smtp, true)
+    };
+    let cases = Case::each(1).filter(|case| !case.reader);
+    sweep_mailboxes("new/ of a mailbox is made again", &with_mailboxes(), disk, run, cases);
 }
 
 /// How to store a message, right and wrong.
@@ -283,6 +338,7 @@ enum Way {
     FlushesFileAgainAfterFailure,
     FlushesDirectoryAgainAfterFailure,
     FlushesFileTwiceAtOnce,
+    StoresTwice,
 }
 
 /// A delivery of a few messages, one after the other, which knows nothing of groups.
@@ -321,6 +377,13 @@ fn store_naively(disk: &ModelDisk, way: Way, promised: &mut Vec<String>) -> std:
         }
         if way == Way::FlushesFileTwiceAtOnce {
             flush(Flush::File(&file), false)?;
+        }
+        if way == Way::StoresTwice {
+            let again = CString::new(format!("again,S={}", text.len())).expect("a name");
+            let mut file = fs.create(&tmp, &again)?;
+            fs.write(&mut file, text.as_bytes())?;
+            flush(Flush::File(&file), true)?;
+            fs.rename(&tmp, &again, &new, &again)?;
         }
         let flushed = flush(Flush::File(&file), way != Way::PromisesBeforeTheFlushEnds);
         match flushed {
@@ -379,6 +442,7 @@ fn planted_mistakes_are_found() {
         (Way::FlushesFileAgainAfterFailure, Some(Kind::EndFileFlush), "is not whole"),
         (Way::FlushesDirectoryAgainAfterFailure, Some(Kind::EndDirectoryFlush), "lost"),
         (Way::FlushesFileTwiceAtOnce, None, "two flushes on one descriptor"),
+        (Way::StoresTwice, None, "there twice"),
     ] {
         assert_eq!(find(Way::Right, failing), None, "what is right was found wrong");
         let found = find(way, failing).unwrap_or_default();

@@ -94,23 +94,28 @@ impl ModelDisk {
     /// Other Maildirs beside the main one, which are there from the beginning where `there` says so.
     pub fn maildirs(self, paths: &[&str], there: bool) -> Self {
         for path in paths {
-            if there {
-                for name in ["", "/tmp", "/new", "/cur"] {
-                    self.make_directory(&format!("{path}{name}"));
-                    self.make_durable(&format!("{path}{name}"));
-                }
+            for name in ["", "/tmp", "/new", "/cur"].into_iter().filter(|_| there) {
+                self.make_directory(&format!("{path}{name}"));
             }
             self.0.borrow_mut().maildirs.push((*path).to_owned());
         }
+        self.make_durable();
         self
     }
 
-    /// A directory's name survives a power cut.
-    fn make_durable(&self, path: &str) {
-        let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
-        let parent = path.parent().and_then(|parent| machine.find(parent)).expect("a parent");
-        let (inode, name) = (machine.find(path).expect("a directory"), path.file_name().and_then(|name| name.to_str()));
-        machine.names(parent).durable.insert(name.expect("a name").to_owned(), inode);
+    /// All that is seen survives a power cut.
+    pub(super) fn make_durable(&self) {
+        for inode in &mut self.0.borrow_mut().inodes {
+            inode.durable = inode.octets.len();
+            inode.names.iter_mut().for_each(|names| names.durable = names.seen.clone());
+        }
+    }
+
+    /// Whose mail is in each of the Maildirs: the main one's is that of the postmaster, as everywhere.
+    pub fn users(&self) -> Vec<String> {
+        let machine = self.0.borrow();
+        let others = machine.maildirs[1..].iter().filter_map(|path| Path::new(path).file_name()?.to_str());
+        ["postmaster"].into_iter().chain(others).map(str::to_owned).collect()
     }
 
     /// Somebody who moves messages from `new/` to `cur/` at moments that depend on the seed.

@@ -341,6 +341,24 @@ impl ModelDisk {
         machine.descriptors.insert(descriptor, Descriptor::default());
         Handle { machine: Rc::clone(&self.0), descriptor, inode }
     }
+
+    /// Gives a file another name; the number of that change.
+    fn add_name(&self, kind: Kind, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<u64> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(kind, text(new_name))?;
+        machine.check_broken(to.inode)?;
+        machine.no_links.filter(|_| kind == Kind::Link).map_or(Ok(()), |errno| Err(io::Error::from(errno)))?;
+        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
+        if machine.names(to.inode).gone {
+            return Err(Errno::NOENT.into());
+        }
+        if machine.names(to.inode).seen.contains_key(text(new_name)) {
+            return Err(Errno::EXIST.into());
+        }
+        let number = machine.next_change();
+        machine.change(to.inode, number, text(new_name), Some(inode));
+        Ok(number)
+    }
 }
 
 impl FileSystem for ModelDisk {
@@ -401,48 +419,28 @@ impl FileSystem for ModelDisk {
     }
 
     fn rename(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
-        let mut machine = self.0.borrow_mut();
-        machine.operation(Kind::Rename, text(new_name))?;
-        machine.check_broken(to.inode)?;
-        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
-        if machine.names(to.inode).gone {
-            return Err(Errno::NOENT.into());
-        }
-        if machine.names(to.inode).seen.contains_key(text(new_name)) {
-            return Err(Errno::EXIST.into());
-        }
-        let number = machine.next_change();
-        machine.change(to.inode, number, text(new_name), Some(inode));
-        machine.change(from.inode, number, text(name), None);
+        let number = self.add_name(Kind::Rename, from, name, to, new_name)?;
+        self.0.borrow_mut().change(from.inode, number, text(name), None);
         Ok(())
     }
 
     fn link(&mut self, from: &Handle, name: &CStr, to: &Handle, new_name: &CStr) -> io::Result<()> {
-        let mut machine = self.0.borrow_mut();
-        machine.operation(Kind::Link, text(new_name))?;
-        machine.check_broken(to.inode)?;
-        machine.no_links.map_or(Ok(()), |errno| Err(io::Error::from(errno)))?;
-        let inode = machine.names(from.inode).seen.get(text(name)).copied().ok_or(Errno::NOENT)?;
-        if machine.names(to.inode).gone {
-            return Err(Errno::NOENT.into());
-        }
-        if machine.names(to.inode).seen.contains_key(text(new_name)) {
-            return Err(Errno::EXIST.into());
-        }
-        let number = machine.next_change();
-        machine.change(to.inode, number, text(new_name), Some(inode));
-        Ok(())
+        self.add_name(Kind::Link, from, name, to, new_name).map(drop)
     }
 
     fn remove(&mut self, directory: &Handle, name: &CStr) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
-        machine.operation(Kind::Remove, text(name))?;
+        let result = machine.operation(Kind::Remove, text(name));
+        // A name that is said not to be there is gone: somebody else was quicker.
+        if result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            return result;
+        }
         if !machine.names(directory.inode).seen.contains_key(text(name)) {
             return Err(Errno::NOENT.into());
         }
         let number = machine.next_change();
         machine.change(directory.inode, number, text(name), None);
-        Ok(())
+        result
     }
 
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {

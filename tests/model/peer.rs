@@ -2,6 +2,7 @@
 //! that they and a server live in.
 
 use super::hand::{Random, first_wall};
+use super::power_cut::Promise;
 use super::{MAILDIR, ModelDisk};
 use mailchute::Config;
 use mailchute::delivery::{MinFree, Now, Store};
@@ -209,18 +210,18 @@ impl Client {
                 let next = format!("RCPT TO:<{}>\r\n", self.recipients[self.answered.len()]);
                 self.next(Step::Recipient, &next);
             }
-            (Step::Recipient, code) if code == "250" || self.taken().count() > 0 => match {
+            (Step::Recipient, code) if code == "250" || self.taken().count() > 0 => {
                 self.answered.push(code == "250");
-                self.mails[0].manner
-            } {
-                Manner::Data | Manner::BreaksOff => self.next(Step::Data, "DATA\r\n"),
-                Manner::Chunks => self.chunk(Step::Chunk),
-                Manner::ChunksAfterOthers(octets) => {
-                    self.mails[0].manner = Manner::Chunks;
-                    let others = "taken back\r\n".repeat(octets / 12);
-                    self.next(Step::Abandoned, &format!("BDAT {}\r\n{others}", others.len()));
+                match self.mails[0].manner {
+                    Manner::Data | Manner::BreaksOff => self.next(Step::Data, "DATA\r\n"),
+                    Manner::Chunks => self.chunk(Step::Chunk),
+                    Manner::ChunksAfterOthers(octets) => {
+                        self.mails[0].manner = Manner::Chunks;
+                        let others = "taken back\r\n".repeat(octets / 12);
+                        self.next(Step::Abandoned, &format!("BDAT {}\r\n{others}", others.len()));
+                    }
                 }
-            },
+            }
             // Nobody is left to send it to.
             (Step::Recipient, _) => {
                 self.refusals.push(reply.to_owned());
@@ -413,6 +414,14 @@ impl World {
     /// Every recipient of a message that was sent whole, its text, and the reply that counts for them.
     pub fn told(&self) -> impl Iterator<Item = &(String, String, String)> {
         self.clients.iter().flat_map(|client| &client.told)
+    }
+
+    /// The messages that were promised to users with a Maildir, and its number.
+    pub fn promised_to_each(&self) -> Vec<Promise> {
+        let users: Vec<_> = self.disk.users().iter().map(|user| format!("{user}@example")).collect();
+        let promised = self.told().filter(|(_, _, reply)| reply.starts_with("250"));
+        let number = |recipient| users.iter().position(|user| user == recipient).expect("one of the users");
+        promised.map(|(recipient, text, _)| (number(recipient), text.clone())).collect()
     }
 
     /// The messages that were promised.

@@ -1,9 +1,13 @@
 //! What a power cut may leave of a model disk, and whether that keeps the promises.
 
-use super::hand::{Found, Random};
+use super::hand::{Found, Random, message};
+use super::peer::{Mail, Manner, World};
 use super::trace::behind_trace;
-use super::{Inode, Machine, ModelDisk, Names, apply};
-use std::collections::HashMap;
+use super::{Change, Ends, Inode, Machine, ModelDisk, Names, apply};
+use mailchute::Config;
+use mailchute::delivery::MinFree;
+use mailchute::smtp::session::Dialect;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -45,26 +49,30 @@ impl Choices {
 }
 
 /// The rule: each file is one of `all`, whole and nothing else, below the trace lines if a server wrote it, with its size
-/// in its name; and each of `promised` is there.
-pub fn judge(files: &[Found], promised: &[String], all: &[String]) -> Result<(), String> {
-    let is = |file: &Found, text: &String| behind_trace(&file.octets).unwrap_or(&file.octets) == text.as_bytes();
-    for file in files {
+/// in its name, and none is there twice, unless it is one file that a move left with both names; and each of `promised`
+/// is there.
+pub fn judge(files: &[Found], promised: &[impl AsRef<str>], all: &[impl AsRef<str>]) -> Result<(), String> {
+    let found: Vec<_> = files.iter().map(|file| behind_trace(&file.octets).unwrap_or(&file.octets)).collect();
+    let mut inodes = vec![None; all.len()];
+    for (file, found) in files.iter().zip(&found) {
         let name = file.name.strip_suffix(":2,S").unwrap_or(&file.name);
         let sized = name.ends_with(&format!(",S={}", file.octets.len()));
-        if !sized || !file.octets.starts_with(b"Return-Path:") || !all.iter().any(|text| is(file, text)) {
-            return Err(format!("{} is not whole: {} octets", file.name, file.octets.len()));
+        let whole = sized && file.octets.starts_with(b"Return-Path:");
+        let text = all.iter().position(|text| whole && *found == text.as_ref().as_bytes());
+        let text = text.ok_or_else(|| format!("{} is not whole: {} octets", file.name, file.octets.len()))?;
+        if *inodes[text].get_or_insert(file.inode) != file.inode {
+            return Err(format!("there twice: {:?}", all[text].as_ref().lines().nth(1)));
         }
     }
-    let missing = promised.iter().find(|text| !files.iter().any(|file| is(file, text)));
+    let missing = promised.iter().map(AsRef::as_ref).find(|text| !found.contains(&text.as_bytes()));
     missing.map_or(Ok(()), |text| Err(format!("lost though it was promised: {:?}", text.lines().nth(1))))
 }
 
 /// The same for several Maildirs: what is promised, and all that there may be, with the number of its Maildir.
 pub fn judge_each(files: &[Vec<Found>], promised: &[Promise], all: &[Promise]) -> Result<(), String> {
-    let of = |promises: &[Promise], number| {
-        let mine = promises.iter().filter(|(maildir, _)| *maildir == number);
-        mine.map(|(_, text)| text.clone()).collect::<Vec<_>>()
-    };
+    fn of(promises: &[Promise], number: usize) -> Vec<&String> {
+        promises.iter().filter(|(maildir, _)| *maildir == number).map(|(_, text)| text).collect()
+    }
     let judged = files.iter().enumerate().map(|(number, files)| {
         judge(files, &of(promised, number), &of(all, number)).map_err(|error| format!("Maildir {number}: {error}"))
     });
@@ -85,11 +93,13 @@ pub fn crash_everywhere(
     run: impl Fn(&ModelDisk) -> Vec<String>,
 ) -> Result<(usize, usize), String> {
     let in_main = |texts: Vec<String>| texts.into_iter().map(|text| (0, text)).collect::<Vec<_>>();
-    crash_each_everywhere(disk, &in_main(all.to_vec()), COMBINATIONS_MAX, |disk| in_main(run(disk)))
+    let (all, config) = (in_main(all.to_vec()), Config::default());
+    crash_each_everywhere(&config, disk, &all, COMBINATIONS_MAX, |disk| in_main(run(disk)))
 }
 
-/// The same for several Maildirs, with so many combinations before others are drawn.
+/// The same for several Maildirs, which a server with this `config` has, with so many combinations before others are drawn.
 pub fn crash_each_everywhere(
+    config: &Config,
     disk: impl Fn() -> ModelDisk,
     all: &[Promise],
     combinations_max: usize,
@@ -118,6 +128,10 @@ pub fn crash_each_everywhere(
                 break;
             }
         }
+        // One of them for another start: the least that may be left, or any.
+        let mut left = if moment % 2 == 0 { Choices::default() } else { Choices::drawn(moment as u64) };
+        restart(config, &disk, &mut left, &promised, all)
+            .map_err(|error| format!("{error}; first, after operation {moment}:{}", disk.history()))?;
         if !disk.is_dead() {
             return disk.violations().first().map_or(Ok((moment, states)), |violation| Err(violation.clone()));
         }
@@ -125,25 +139,121 @@ pub fn crash_each_everywhere(
     unreachable!()
 }
 
+/// Starts a server on what a power cut leaves, which takes one message more for all Maildirs and loses none, nor does it
+/// in a second power cut.
+fn restart(
+    config: &Config,
+    disk: &ModelDisk,
+    choices: &mut Choices,
+    promised: &[Promise],
+    all: &[Promise],
+) -> Result<(), String> {
+    let (disk, another) = (disk.restarted(choices), message(99, 200));
+    let mut world =
+        World::with(config.clone(), &disk, MinFree::Usual, 0).map_err(|error| format!("no start after it: {error}"))?;
+    // Where mailboxes are made the postmaster has one, too, and nobody's mail is in the main Maildir.
+    let (users, first) = (disk.users(), usize::from(config.create_mailboxes));
+    let with_another = |promises: &[Promise]| {
+        let others = (first..users.len()).map(|number| (number, another.clone()));
+        promises.iter().cloned().chain(others).collect::<Vec<_>>()
+    };
+    let to: Vec<&str> = users[first..].iter().map(String::as_str).collect();
+    world.connect_to(&to, Dialect::Smtp, vec![Mail { text: another.clone(), manner: Manner::Data }]);
+    world.run();
+    judge_each(&disk.crash(&mut Choices::default()), &with_another(promised), &with_another(all)).map_err(|error| {
+        let told: Vec<_> = world.told().map(|(recipient, _, reply)| (recipient, reply)).collect();
+        format!("{error}; after another start, which said {told:?}:{}", disk.history())
+    })
+}
+
+/// What a power cut leaves.
+#[derive(Default)]
+struct Left {
+    /// The paths of directories on the way to the mail; false for one that it takes away, as its name was never flushed.
+    directories: BTreeMap<String, bool>,
+    /// Of each `new/` and `cur/` the number of its Maildir, its path, and its files.
+    files: Vec<(usize, String, Vec<Found>)>,
+}
+
+impl Left {
+    /// Decides whether the directory at `path` is left, and those that it is in.
+    fn find<'a>(&mut self, machine: &'a Machine, path: &str, choices: &mut Choices) -> Option<&'a Names> {
+        let mut names = machine.inodes[machine.find(Path::new("/mail"))?].names.as_ref()?;
+        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]).skip(1);
+        for (start, end) in ends.clone().zip(ends.skip(1)) {
+            let name = &path[start + 1..end];
+            let found = *names.seen.get(name)?;
+            let durable = names.durable.contains_key(name);
+            let left = self.directories.entry(path[..end].to_owned());
+            if !*left.or_insert_with(|| durable || choices.choose(2) == 1) {
+                return None;
+            }
+            names = machine.inodes[found].names.as_ref()?;
+        }
+        Some(names)
+    }
+}
+
 impl ModelDisk {
     /// What a power cut leaves in `new/` and `cur/` of each Maildir, as `choices` will have it. All that `tmp/` holds is a
     /// leftover.
     pub fn crash(&self, choices: &mut Choices) -> Vec<Vec<Found>> {
+        let mut found = vec![Vec::new(); self.0.borrow().maildirs.len()];
+        for (number, _, files) in self.crash_apart(choices).files {
+            found[number].extend(files);
+        }
+        found
+    }
+
+    /// The machine that starts on what is left. Of each `tmp/` that is all that was ever there, half of it written:
+    /// leftovers of the same names that the next messages take.
+    fn restarted(&self, choices: &mut Choices) -> Self {
+        let Left { directories, files } = self.crash_apart(choices);
         let machine = self.0.borrow();
-        // Which of their directories the power cut leaves: names that were never flushed may be gone.
-        let mut known = HashMap::new();
-        let mut directories: Vec<(usize, &Names)> = Vec::new();
+        let others: Vec<&str> = machine.maildirs[1..].iter().map(String::as_str).collect();
+        let disk = Self::new(Ends::AtOnce).maildirs(&others, false);
+        directories.iter().filter(|(_, left)| **left).for_each(|(path, _)| disk.make_directory(path));
+        let mut inodes = HashMap::new();
+        let mut put = |path: &str, name: &str, inode: usize, octets: &[u8]| {
+            disk.name(&format!("{path}/{name}"), |machine| {
+                *inodes.entry(inode).or_insert_with(|| {
+                    let made = machine.make(None);
+                    machine.inodes[made].octets = Rc::new(octets.to_vec());
+                    made
+                })
+            });
+        };
+        for (_, path, files) in &files {
+            files.iter().for_each(|file| put(path, &file.name, file.inode, &file.octets));
+        }
+        for maildir in machine.maildirs.iter().filter(|path| directories.get(*path) == Some(&true)) {
+            let path = format!("{maildir}/tmp");
+            let Some(tmp) = machine.find(Path::new(&path)) else { continue };
+            disk.make_directory(&path);
+            for Change { name, inode, .. } in machine.inodes[tmp].names.iter().flat_map(|names| &names.pending) {
+                let Some(inode) = *inode else { continue };
+                let octets = &machine.inodes[inode].octets;
+                put(&path, name, inode, &octets[..octets.len() / 2]);
+            }
+        }
+        disk.make_durable();
+        disk
+    }
+
+    /// The same as [`crash`](Self::crash), each directory by itself.
+    fn crash_apart(&self, choices: &mut Choices) -> Left {
+        let (machine, mut cut) = (self.0.borrow(), Left::default());
+        let mut directories = Vec::new();
         for (number, maildir) in machine.maildirs.iter().enumerate() {
-            for name in ["new", "cur"] {
-                let left = find_left(&machine, &Path::new(maildir).join(name), &mut known, choices);
-                directories.extend(left.map(|names| (number, names)));
+            for path in ["new", "cur"].map(|name| format!("{maildir}/{name}")) {
+                directories.extend(cut.find(&machine, &path, choices).map(|names| (number, path, names)));
             }
         }
         let mut dropped = Vec::new();
-        let mut left: Vec<_> = directories.iter().map(|(_, names)| names.durable.clone()).collect();
+        let mut left: Vec<_> = directories.iter().map(|(.., names)| names.durable.clone()).collect();
         // Additions before removals, as a move's removal needs its addition.
         for removals in [false, true] {
-            for ((_, names), left) in directories.iter().zip(&mut left) {
+            for ((.., names), left) in directories.iter().zip(&mut left) {
                 for change in names.pending.iter().filter(|change| change.inode.is_none() == removals) {
                     let alone = !machine.atomic_moves && change.number <= names.covered;
                     let bound = removals && !alone && dropped.contains(&change.number);
@@ -173,31 +283,9 @@ impl ModelDisk {
             });
             Found { name, inode, octets: Rc::clone(octets) }
         };
-        let mut found = vec![Vec::new(); machine.maildirs.len()];
-        for ((number, _), names) in directories.iter().zip(left) {
-            found[*number].extend(names.into_iter().map(&mut content));
-        }
-        found
+        let files = directories.into_iter().zip(left);
+        let files = files.map(|((number, path, _), left)| (number, path, left.into_iter().map(&mut content).collect()));
+        cut.files = files.collect();
+        cut
     }
-}
-
-/// The directory at `path`, unless the power cut takes away a name on the way to it.
-fn find_left<'a>(
-    machine: &'a Machine,
-    path: &Path,
-    known: &mut HashMap<(usize, String), bool>,
-    choices: &mut Choices,
-) -> Option<&'a Names> {
-    let mut directory = machine.find(Path::new("/mail"))?;
-    for name in path.iter().skip(2) {
-        let (names, name) = (machine.inodes[directory].names.as_ref()?, name.to_str()?);
-        let found = *names.seen.get(name)?;
-        let durable = names.durable.contains_key(name);
-        let key = (directory, name.to_owned());
-        if !*known.entry(key).or_insert_with(|| durable || choices.choose(2) == 1) {
-            return None;
-        }
-        directory = found;
-    }
-    machine.inodes[directory].names.as_ref()
 }
