@@ -84,11 +84,10 @@ const MAIN_KEY: usize = 0;
 /// The owner of a file that only shows that the disk works.
 const PROBE: usize = usize::MAX;
 
-/// Tickets of directories have the first bit and the Maildir's key, and tell them apart by the last bits; those of files
-/// have the copy's number above the message's key.
+/// Tickets of directories have the first bit, and the directory's number above the Maildir's key; those of files have the
+/// copy's number above the message's key.
 const DIRECTORY_TICKET: Ticket = 1 << 63;
-const DIRECTORY_SHIFT: u32 = 3;
-const COPY_SHIFT: u32 = 32;
+const NUMBER_SHIFT: u32 = 32;
 
 /// The space that is left free for others: below it, no new mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -692,7 +691,7 @@ impl<F: FileSystem> Store<F> {
                 break;
             }
             for (index, file) in files {
-                self.fs.begin_flush(Flush::File(file), (index as Ticket) << COPY_SHIFT | key as Ticket);
+                self.fs.begin_flush(Flush::File(file), (index as Ticket) << NUMBER_SHIFT | key as Ticket);
             }
             self.flushes += delivery.waiting;
             begun += 1;
@@ -710,10 +709,8 @@ impl<F: FileSystem> Store<F> {
                 continue;
             };
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
-            let ticket = DIRECTORY_TICKET | (key as Ticket) << DIRECTORY_SHIFT;
-            for (directory, ticket) in
-                [&directories.new, &directories.cur].into_iter().chain(&maildir.above).zip(ticket..)
-            {
+            for (directory, number) in [&directories.new, &directories.cur].into_iter().chain(&maildir.above).zip(0..) {
+                let ticket = DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket;
                 self.fs.begin_flush(Flush::Directory(directory), ticket);
                 maildir.flushes += 1;
             }
@@ -723,8 +720,8 @@ impl<F: FileSystem> Store<F> {
     }
 
     fn flush_ended(&mut self, ticket: Ticket, result: io::Result<()>, now: Now) {
+        let key = ticket as u32 as usize;
         if ticket & DIRECTORY_TICKET != 0 {
-            let key = (ticket as u32 >> DIRECTORY_SHIFT) as usize;
             let Some(maildir) = self.maildirs.get_mut(key) else { return };
             if let Err(error) = result {
                 complain(&mut self.complained, &maildir.path, "flush of new/ or cur/", &error, now);
@@ -737,7 +734,7 @@ impl<F: FileSystem> Store<F> {
             return;
         }
         self.flushes -= 1;
-        let (key, body) = (ticket as u32 as usize, (ticket >> COPY_SHIFT) as usize);
+        let body = (ticket >> NUMBER_SHIFT) as usize;
         if let Err(error) = result {
             self.health = Health::Failed;
             self.fail(key, "flush", &error, now, |_, copy| copy.body == body);
