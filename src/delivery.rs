@@ -60,11 +60,10 @@ pub const MAIN: &str = "";
 /// The owner of a file that only shows that the disk works.
 const PROBE: usize = usize::MAX;
 
-/// Tickets of directories have the first bit and the Maildir's key, and tell them apart by the last bits; those of files
-/// have the copy's number above the message's key.
+/// Tickets of directories have the first bit, and the directory's number above the Maildir's key; those of files have the
+/// copy's number above the message's key.
 const DIRECTORY_TICKET: Ticket = 1 << 63;
-const DIRECTORY_SHIFT: u32 = 3;
-const COPY_SHIFT: u32 = 32;
+const NUMBER_SHIFT: u32 = 32;
 
 /// The space that is left free for others: below it, no new mail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -398,10 +397,10 @@ impl<F: FileSystem> Store<F> {
         loop {
             if flushes_ended {
                 while let Some((ticket, result)) = self.maildirs.fs.ended_flush() {
-                    if ticket & DIRECTORY_TICKET == 0 {
-                        self.file_flushed(ticket as u32 as usize, (ticket >> COPY_SHIFT) as usize, result, now);
-                    } else {
-                        self.directory_flushed((ticket as u32 >> DIRECTORY_SHIFT) as usize, result, now);
+                    let (key, number) = (ticket as u32 as usize, (ticket >> NUMBER_SHIFT) as usize);
+                    match ticket & DIRECTORY_TICKET {
+                        0 => self.file_flushed(key, number, result, now),
+                        _ => self.directory_flushed(key, result, now),
                     }
                 }
             }
@@ -466,7 +465,7 @@ impl<F: FileSystem> Store<F> {
                 break;
             }
             for (index, file) in files {
-                self.maildirs.fs.begin_flush(Flush::File(file), (index as Ticket) << COPY_SHIFT | key as Ticket);
+                self.maildirs.fs.begin_flush(Flush::File(file), (index as Ticket) << NUMBER_SHIFT | key as Ticket);
             }
             self.flushes += delivery.waiting;
             begun += 1;
@@ -485,7 +484,8 @@ impl<F: FileSystem> Store<F> {
             };
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
             let all = [&directories.new, &directories.cur].into_iter().chain(&maildir.above);
-            for (directory, ticket) in all.zip(DIRECTORY_TICKET | (key as Ticket) << DIRECTORY_SHIFT..) {
+            for (directory, number) in all.zip(0..) {
+                let ticket = DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket;
                 self.maildirs.fs.begin_flush(Flush::Directory(directory), ticket);
                 maildir.flushes += 1;
             }

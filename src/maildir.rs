@@ -98,7 +98,7 @@ pub(crate) struct Maildir<F: FileSystem> {
     /// Messages in `new/` that wait for the next flush of the directories, and those of the one under way.
     pub(crate) moved: Vec<usize>,
     pub(crate) flushing: Vec<usize>,
-    pub(crate) flushes: u8,
+    pub(crate) flushes: usize,
     pub(crate) flush_failure: Option<Reply>,
 }
 

@@ -5,6 +5,7 @@
 
 mod model;
 
+use mailchute::Config;
 use mailchute::delivery::{FLUSHES_MAX, MinFree};
 use mailchute::fs::Space;
 use mailchute::smtp::session::Dialect;
@@ -805,4 +806,20 @@ fn a_maildir_that_is_replaced_is_noticed() {
     world.connect(vec![mail(&message(1, 200))]);
     world.run();
     judge(&disk.files("new"), &[message(1, 200)], &[message(1, 200)]).expect("the message in the new one");
+}
+
+/// A table may name a Maildir below many directories, all of which are flushed with its first message.
+#[test]
+fn a_mailbox_deep_below_others_is_made_beside_another() {
+    let table = std::env::temp_dir().join(format!("mailchute-deep-{}", std::process::id()));
+    std::fs::write(&table, "a /mail//1/2/3/4/5/6/7/8\nb /mail//b\n").expect("a table");
+    let config = Config { recipients: Some(table.clone()), create_mailboxes: true, ..with_mailboxes() };
+    let disk = ModelDisk::new(Ends::Told).maildirs(&["/mail/1/2/3/4/5/6/7/8", "/mail/b"], false);
+    let mut world = World::with(config, &disk, MinFree::Usual, 0).expect("a Maildir");
+    std::fs::remove_file(table).expect("the table");
+    let client = world.connect_to(&["a", "b"], Dialect::Smtp, vec![mail(&message(0, 200))]);
+    world.run();
+    assert!(world.clients[client].told.iter().all(|(_, _, reply)| reply.starts_with("250")));
+    let all = [(1, message(0, 200)), (2, message(0, 200))];
+    judge_each(&disk.crash(&mut Choices::default()), &all, &all).expect("the message in both");
 }
