@@ -720,7 +720,7 @@ fn variables_do_what_flags_do() {
     command.env("MAILCHUTE_LISTEN", "127.0.0.1:0,127.0.0.2:0").env("MAILCHUTE_MAX_SIZE", "3000");
     command.env("MAILCHUTE_MAILDIR", place.maildir()).env("MAILCHUTE_HOSTNAME", "mx.test").env("MAILCHUTE_TIMEOUT", "");
     // It counts only where neither --log nor MAILCHUTE_LOG is given.
-    command.env("RUST_LOG", "debug");
+    command.env("RUST_LOG", "warn,mailchute=debug");
     let server = Server::ready(command);
     assert_eq!(server.places.len(), 2);
     for place in &server.places {
