@@ -121,7 +121,7 @@ impl Recipients {
         // He always answers for this server (RFC 5321 4.5.1), whatever the table says.
         let postmaster = table.split_tag(local_part).0 == "postmaster";
         match table.look_up(address, ALIASES_MAX, &mut Search { destination, exists, take }) {
-            Ok(true) => return Ok(()),
+            Ok(true) => {}
             Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.into()),
             Err(line) if line.starts_with('4') || !postmaster => return Err(line),
             _ => take(MAIN),
