@@ -32,7 +32,7 @@ const ALIASES_MAX: u32 = 16;
 /// What is known of an address.
 #[derive(Debug)]
 enum Rule {
-    /// Nothing: its domain is served.
+    /// Nothing but that its domain is served.
     Served,
     /// Its mail goes to these destinations and to those of these addresses, or nowhere.
     Targets(Vec<String>),
@@ -55,10 +55,10 @@ pub struct Recipients {
 #[derive(Debug, Default)]
 struct Table {
     /// By `domain@local-part`, of which all else that a recipient may be known by is a part: the address without its
-    /// tag, `domain@` for all of a domain, `@local-part` at any domain, `domain` for one that is served.
+    /// tag, `domain@` for all of a domain, `@local-part` at any domain, `domain` for one that is served, `.domain` for
+    /// all below it.
     rules: HashMap<String, Rule>,
-    /// `.example.org` for all domains below it.
-    suffixes: Vec<String>,
+    /// All domains are served.
     any_domain: bool,
     /// Whose a recipient without a domain is.
     own_domain: String,
@@ -87,15 +87,13 @@ impl Recipients {
             delimiter: config.subaddress_delimiter.map(|delimiter| delimiter.to_ascii_lowercase()),
             ..Table::default()
         };
-        for domain in config.domains.iter().rev() {
-            let domain = domain.trim_end_matches('.').to_ascii_lowercase();
-            match domain.strip_prefix('*') {
-                Some(suffix) => table.suffixes.push(suffix.to_owned()),
-                None => table.own_domain.clone_from(&domain),
+        for domain in config.domains.iter().rev().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase()) {
+            table.serve(domain.trim_start_matches('*'));
+            if !domain.starts_with('*') {
+                table.one_domain = config.domains.len() == 1;
+                table.own_domain = domain;
             }
-            table.serve(domain);
         }
-        table.one_domain = config.domains.len() == 1 && table.suffixes.is_empty();
         if let Some(file) = &config.recipients {
             let octets = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
             table.read(&octets).map_err(|problem| format!("{}:{problem}", file.display()))?;
@@ -131,14 +129,16 @@ impl Recipients {
 }
 
 impl Table {
-    fn serve(&mut self, domain: String) {
+    fn serve(&mut self, domain: &str) {
         self.any_domain = false;
-        self.rules.insert(domain, Rule::Served);
+        self.rules.insert(domain.to_owned(), Rule::Served);
     }
 
+    /// Whether a domain is served, or all below one that it is below.
     fn serves(&self, domain: &str) -> bool {
-        let below = |suffix: &String| domain.ends_with(suffix.as_str());
-        self.any_domain || self.rules.contains_key(domain) || self.suffixes.iter().any(below)
+        let name = domain.trim_start_matches('.');
+        let below = || name.find('.').is_some_and(|dot| self.serves(&name[dot..]));
+        self.any_domain || self.rules.contains_key(domain) || below()
     }
 
     /// The user and the tag of a local part.
@@ -256,7 +256,7 @@ impl Table {
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
             let (domain, _) = split(&address);
             if !domain.is_empty() {
-                self.serve(domain.to_owned());
+                self.serve(domain);
             }
             if self.rules.insert(address, rule).is_some() {
                 return Err(wrong(name, "has a rule already"));
@@ -347,8 +347,11 @@ fn first_word(text: &str) -> (&str, &str) {
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
 fn reply_rule(text: &str) -> Option<Rule> {
-    let counted = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
-    let (line, times) = counted.unwrap_or((text, u32::MAX));
+    let mut words = text.rsplitn(3, ' ');
+    let (line, times) = match (words.next()?.parse(), words.next(), words.next()) {
+        (Ok(times), Some("for"), Some(line)) => (line.trim_end(), times),
+        _ => (text, u32::MAX),
+    };
     let (code, rest) = line.split_once(' ')?;
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);
     let good = matches!(code.as_bytes(), [b'4' | b'5', b'0'..=b'5', b'0'..=b'9'])
