@@ -1,6 +1,6 @@
 //! Looking a recipient up allocates nothing once the memory for it is there.
 
-#![allow(clippy::unwrap_used, missing_docs, unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unsafe_code)]
 
 mod common;
 

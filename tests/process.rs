@@ -643,6 +643,17 @@ fn a_wrong_option_is_status_64_and_one_line() {
         ("max-connections", "0"),
         ("max-connections", "-1"),
         ("grace", "8 fortnights"),
+        ("domain", "two words"),
+        ("domain", "*"),
+        ("domain", "*example.org"),
+        ("domain", "[192.0.2.256]"),
+        ("domain", "a@example.org"),
+        ("allow-from", "10.0.0.0/33"),
+        ("allow-from", "anybody"),
+        ("subaddress-delimiter", "+-"),
+        ("keep-messages", "0"),
+        ("keep-age", "30 moons"),
+        ("max-messages", "-1"),
         ("log", "loud"),
     ];
     for (name, value) in wrong {

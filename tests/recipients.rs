@@ -113,6 +113,11 @@ fn a_foreign_domain_is_refused_in_every_form() {
     ] {
         case.goes(served, &[""]);
     }
+    let mut catch_all = Case::table("@example.org /srv/a\n@one.sub.example /srv/b\n@[192.0.2.1] /srv/c\nroot /srv/d\n");
+    catch_all.goes("a+b@[192.0.2.1]", &["/srv/c"]);
+    let served = domains(&["example.org", "*.sub.example", "[192.0.2.1]"]);
+    let mut makes_all = Case::new(&Config { create_mailboxes: true, ..mailboxes(served) });
+    makes_all.goes("a+b@[192.0.2.1]", &["//%5B192.0.2.1%5D/a"]);
     let mut refused = 0;
     for foreign in [
         "a@other.example",
@@ -155,6 +160,9 @@ fn a_foreign_domain_is_refused_in_every_form() {
     ] {
         if Path::forward(&format!("<{foreign}>"), LENIENT).is_ok() {
             case.refused(foreign, "550 5.7.1");
+            // Nor do those who take all of a domain, or make mailboxes, take it.
+            catch_all.refused(foreign, "550 5.7.1");
+            makes_all.refused(foreign, "550 5.7.1");
             refused += 1;
         }
     }
