@@ -43,6 +43,9 @@ enum Rule {
 /// Whether a Maildir is there: asked with a destination, and whether it may be made.
 pub type Exists<'a> = &'a mut dyn FnMut(&str, bool) -> Result<(), Reply>;
 
+/// What is done with a destination: asked with the tag that it may have a folder for, and whether it may be made.
+type Found<'a> = &'a mut dyn FnMut(&mut String, Option<&str>, bool) -> Result<(), Reply>;
+
 /// All that is known of recipients. Looking one up allocates nothing, and takes as long in a large table as in a small one.
 #[derive(Debug, Default)]
 pub struct Recipients {
@@ -118,7 +121,20 @@ impl Recipients {
         }
         // He always answers for this server (RFC 5321 4.5.1), whatever the table says.
         let postmaster = table.split_tag(local_part).0 == "postmaster";
-        match table.look_up(address, ALIASES_MAX, &mut Search { destination, exists, take }) {
+        let mut found = |destination: &mut String, tag: Option<&str>, create: bool| {
+            let octets = destination.len();
+            if let Some(tag) = tag {
+                // A folder of Maildir++.
+                destination.push_str(if destination.starts_with("//") { "/." } else { "//." });
+                if !encode(tag, destination) || exists(destination, false).is_err() {
+                    destination.truncate(octets);
+                }
+            }
+            exists(destination, create)?;
+            take(destination);
+            Ok(())
+        };
+        match table.look_up(address, ALIASES_MAX, destination, &mut found) {
             Ok(true) => {}
             Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.into()),
             Err(line) if line.starts_with('4') || !postmaster => return Err(line),
@@ -151,7 +167,7 @@ impl Table {
 
     /// Finds what is known of an address, with its tag before without: its own rule, that of its local part at any domain,
     /// that of its domain, its Maildir. False where nothing is.
-    fn look_up(&self, address: &str, aliases_left: u32, search: &mut Search<'_>) -> Result<bool, &str> {
+    fn look_up(&self, address: &str, aliases_left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
         let (domain, local_part) = split(address);
         let (user, tag) = self.split_tag(local_part);
         let at = domain.len();
@@ -170,11 +186,11 @@ impl Table {
                     let tag = tag.filter(|_| targets.len() == 1);
                     for target in targets {
                         if is_path(target) {
-                            search.destination.clone_from(target);
-                            search.take(tag, self.create)?;
+                            buffer.clone_from(target);
+                            found(buffer, tag, self.create)?;
                         } else {
                             let more = aliases_left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
-                            if !self.look_up(target, more, search)? {
+                            if !self.look_up(target, more, buffer, found)? {
                                 return Err(Reply::NO_SUCH_MAILBOX.into());
                             }
                         }
@@ -185,15 +201,16 @@ impl Table {
         }
         // Nothing is made for the name with its tag.
         for (user, tag, create) in [(local_part, None, tag.is_none()), (user, tag, true)] {
-            if self.mailboxes && self.write_destination(domain, user, search.destination) {
-                match search.take(tag, create && self.create) {
+            if self.mailboxes && self.write_destination(domain, user, buffer) {
+                match found(buffer, tag, create && self.create) {
                     Err(Reply::NO_SUCH_MAILBOX) => {}
                     taken => return Ok(taken.map(|()| true)?),
                 }
             }
         }
         if known {
-            (search.take)(MAIN);
+            MAIN.clone_into(buffer);
+            found(buffer, None, false)?;
         }
         Ok(known)
     }
@@ -262,11 +279,9 @@ impl Table {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        let (destination, exists, take) = (&mut String::new(), &mut |_: &str, _| Ok(()), &mut |_: &str| {});
-        let mut search = Search { destination, exists, take };
         for (text, address) in aliases {
             let (domain, _) = split(&address);
-            let what = match self.look_up(&address, ALIASES_MAX, &mut search) {
+            let what = match self.look_up(&address, ALIASES_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
                 Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
                 Err(_) => "is refused",
@@ -274,29 +289,6 @@ impl Table {
             };
             return Err(wrong(text, what));
         }
-        Ok(())
-    }
-}
-
-/// What an address is looked up with.
-struct Search<'a> {
-    destination: &'a mut String,
-    exists: Exists<'a>,
-    take: &'a mut dyn FnMut(&str),
-}
-
-impl Search<'_> {
-    /// Takes the destination, or its folder for the tag where it has one (Maildir++: `.tag`).
-    fn take(&mut self, tag: Option<&str>, create: bool) -> Result<(), Reply> {
-        if let Some(tag) = tag {
-            let octets = self.destination.len();
-            self.destination.push_str(if self.destination.starts_with("//") { "/." } else { "//." });
-            if !encode(tag, self.destination) || (self.exists)(self.destination, false).is_err() {
-                self.destination.truncate(octets);
-            }
-        }
-        (self.exists)(self.destination, create)?;
-        (self.take)(self.destination);
         Ok(())
     }
 }
