@@ -119,7 +119,7 @@ impl Recipients {
         if routed && !table.any_domain || path.domain().is_some() && !table.serves(domain) {
             return Err(Reply::RELAYING_DENIED.into());
         }
-        // He always answers for this server (RFC 5321 4.5.1), whatever the table says.
+        // Somebody always answers for this server (RFC 5321 4.5.1), whatever the table says.
         let postmaster = table.split_tag(local_part).0 == "postmaster";
         let mut found = |destination: &mut String, tag: Option<&str>, create: bool| {
             let octets = destination.len();
