@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, absolute};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
 use mio::unix::SourceFd;
@@ -158,7 +158,8 @@ impl EventLoop {
         }
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = listen(&config)?;
-        let random = random_number();
+        // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
+        let random = RandomState::new().hash_one(SystemTime::now());
         let opened = Store::open(Disk::new(config.sync), &config, random);
         let opened = opened.and_then(|mut store| store.prove().map(|()| store));
         let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
@@ -311,17 +312,6 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
-/// 64 bits that no other run has.
-fn random_number() -> u64 {
-    #[cfg(target_os = "linux")]
-    {
-        let mut octets = [0; 8];
-        if rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty()) == Ok(8) {
-            return u64::from_ne_bytes(octets);
-        }
-    }
-    // What std keys its hash tables with, from wherever it has it.
-    RandomState::new().hash_one(())
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where

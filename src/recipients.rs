@@ -11,7 +11,7 @@
 //! leaves its directory, no two meet, and each can be read back. One longer than 255 octets has no mailbox.
 
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use crate::config::Config;
@@ -29,46 +29,42 @@ const REPLY_LINE_OCTETS_MAX: usize = 500;
 /// Aliases that lead from one to the next, at most.
 const ALIASES_MAX: u32 = 16;
 
-/// What the table says of an address.
+/// What is known of an address.
 #[derive(Debug)]
 enum Rule {
-    /// Its mail goes there, or nowhere.
-    Targets(Vec<Target>),
-    Reject,
+    /// Nothing but that its domain is served.
+    Served,
+    /// Its mail goes to these destinations and to those of these addresses, or nowhere.
+    Targets(Vec<String>),
     /// It is answered with this line, so many times more; then as if the rule were not there.
     Reply(String, Cell<u32>),
 }
 
-#[derive(Debug)]
-enum Target {
-    Destination(String),
-    /// Another address of this server, as it is looked up.
-    Address(String),
-}
-
-/// A line and a column of the table, and what is wrong there.
-type Wrong = (usize, usize, String);
-
 /// Whether a Maildir is there: asked with a destination, and whether it may be made.
 pub type Exists<'a> = &'a mut dyn FnMut(&str, bool) -> Result<(), Reply>;
+
+/// What is done with a destination: asked with the tag that it may have a folder for, and whether it may be made.
+type Found<'a> = &'a mut dyn FnMut(&mut String, Option<&str>, bool) -> Result<(), Reply>;
 
 /// All that is known of recipients. Looking one up allocates nothing, and takes as long in a large table as in a small one.
 #[derive(Debug, Default)]
 pub struct Recipients {
     table: Table,
-    /// Memory for looking up: the address, it without its tag, a destination.
-    buffers: [String; 3],
+    /// Memory for looking up.
+    address: String,
+    destination: String,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Those served, in lower case; none for all.
-    domains: HashSet<String>,
-    /// `.example.org` for all domains below it.
-    suffixes: Vec<String>,
+    /// By `domain@local-part`, of which all else that a recipient may be known by is a part: the address without its
+    /// tag, `domain@` for all of a domain, `@local-part` at any domain, `domain` for one that is served, `.domain` for
+    /// all below it.
+    rules: HashMap<String, Rule>,
+    /// All domains are served.
+    any_domain: bool,
     /// Whose a recipient without a domain is.
     own_domain: String,
-    rules: HashMap<String, Rule>,
     /// Who has neither a rule nor a Maildir has no mailbox.
     closed: bool,
     /// Mailboxes are below a directory; in one directory for each domain unless there is only one.
@@ -84,24 +80,26 @@ impl Recipients {
     /// # Errors
     /// What is wrong in the table, as `file:line:column: what`, or that it can't be read.
     pub fn load(config: &Config) -> Result<Self, String> {
-        let named = || config.domains.iter().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase());
-        let suffixes: Vec<_> = named().filter_map(|domain| domain.strip_prefix('*').map(str::to_owned)).collect();
-        let domains: Vec<_> = named().filter(|domain| !domain.starts_with('*')).collect();
         let mut table = Table {
-            own_domain: domains.first().unwrap_or(&config.protocol.hostname).to_ascii_lowercase(),
-            one_domain: domains.len() == 1 && suffixes.is_empty(),
-            domains: domains.into_iter().collect(),
-            suffixes,
+            own_domain: config.protocol.hostname.to_ascii_lowercase(),
+            any_domain: true,
             closed: config.recipients.is_some() || config.mailboxes.is_some(),
             mailboxes: config.mailboxes.is_some(),
             create: config.create_mailboxes,
-            delimiter: config.subaddress_delimiter,
+            // Tags are looked for in lower case.
+            delimiter: config.subaddress_delimiter.map(|delimiter| delimiter.to_ascii_lowercase()),
             ..Table::default()
         };
+        for domain in config.domains.iter().rev().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase()) {
+            table.serve(domain.trim_start_matches('*'));
+            if !domain.starts_with('*') {
+                table.one_domain = config.domains.len() == 1;
+                table.own_domain = domain;
+            }
+        }
         if let Some(file) = &config.recipients {
-            let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-            let wrong = |(line, column, what): Wrong| format!("{}:{line}:{column}: {what}", file.display());
-            table.read(&text).map_err(wrong)?;
+            let octets = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            table.read(&octets).map_err(|problem| format!("{}:{problem}", file.display()))?;
         }
         Ok(Self { table, ..Self::default() })
     }
@@ -113,74 +111,87 @@ impl Recipients {
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says, or what `exists`
     /// says of its mailbox.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
-        let Self { table, buffers: [address, untagged, destination] } = self;
+        let Self { table, address, destination } = self;
         normalize(path, &table.own_domain, address);
-        let (local_part, domain) = split(address);
-        let all = table.domains.is_empty() && table.suffixes.is_empty();
+        let (domain, local_part) = split(address);
         // Ways of old to have mail sent on: in such a local part stands the true address.
         let routed = local_part.contains(['@', '%', '!']) && !table.rules.contains_key(address.as_str());
-        if !all && (routed || path.domain().is_some() && !table.serves(&domain[1..])) {
+        if routed && !table.any_domain || path.domain().is_some() && !table.serves(domain) {
             return Err(Reply::RELAYING_DENIED.into());
         }
-        // `user+tag` is `user` where it is not known by its whole name.
-        let tagged = table.delimiter.and_then(|delimiter| local_part.split_once(delimiter));
-        let tagged = tagged.filter(|(user, _)| !user.is_empty());
-        let (user, tag) = tagged.map_or((local_part, None), |(user, tag)| (user, Some(tag)));
-        untagged.clear();
-        untagged.extend([user, domain]);
-        let names = [(&**address, None), (untagged, tag), (local_part, None), (user, tag), (domain, None)];
-        if !table.look_up(&names, ALIASES_MAX, destination, exists, take)? {
-            // Somebody always answers for this server (RFC 5321 4.5.1).
-            if table.closed && user != "postmaster" {
-                return Err(Reply::NO_SUCH_MAILBOX.into());
+        // Somebody always answers for this server (RFC 5321 4.5.1), whatever the table says.
+        let postmaster = table.split_tag(local_part).0 == "postmaster";
+        let mut found = |destination: &mut String, tag: Option<&str>, create: bool| {
+            let octets = destination.len();
+            if let Some(tag) = tag {
+                // A folder of Maildir++.
+                destination.push_str(if destination.starts_with("//") { "/." } else { "//." });
+                if !encode(tag, destination) || exists(destination, false).is_err() {
+                    destination.truncate(octets);
+                }
             }
-            take(MAIN);
+            exists(destination, create)?;
+            take(destination);
+            Ok(())
+        };
+        match table.look_up(address, ALIASES_MAX, destination, &mut found) {
+            Ok(true) => {}
+            Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.into()),
+            Err(line) if line.starts_with('4') || !postmaster => return Err(line),
+            _ => take(MAIN),
         }
         Ok(())
     }
 }
 
 impl Table {
-    fn serves(&self, domain: &str) -> bool {
-        self.domains.contains(domain) || self.suffixes.iter().any(|suffix| domain.ends_with(suffix.as_str()))
+    fn serve(&mut self, domain: &str) {
+        self.any_domain = false;
+        self.rules.insert(domain.to_owned(), Rule::Served);
     }
 
-    /// Finds what the first of `names` has that has something: rules of each, then Maildirs of the first two. Those with
-    /// a tag beside them may have a folder for it. False where none has anything.
-    fn look_up(
-        &self,
-        names: &[(&str, Option<&str>)],
-        aliases_left: u32,
-        buffer: &mut String,
-        exists: Exists<'_>,
-        take: &mut dyn FnMut(&str),
-    ) -> Result<bool, &str> {
+    /// Whether a domain is served, or all below one that it is below.
+    fn serves(&self, domain: &str) -> bool {
+        let name = domain.trim_start_matches('.');
+        let below = || name.find('.').is_some_and(|dot| self.serves(&name[dot..]));
+        self.any_domain || self.rules.contains_key(domain) || below()
+    }
+
+    /// The user and the tag of a local part.
+    fn split_tag<'a>(&self, local_part: &'a str) -> (&'a str, Option<&'a str>) {
+        match self.delimiter.and_then(|delimiter| local_part.split_once(delimiter)) {
+            Some((user, tag)) if !user.is_empty() => (user, Some(tag)),
+            _ => (local_part, None),
+        }
+    }
+
+    /// Finds what is known of an address, with its tag before without: its own rule, that of its local part at any domain,
+    /// that of its domain, its Maildir. False where nothing is.
+    fn look_up(&self, address: &str, aliases_left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
+        let (domain, local_part) = split(address);
+        let (user, tag) = self.split_tag(local_part);
+        let at = domain.len();
+        let untagged = &address[..=at + user.len()];
+        let (anywhere, untagged_anywhere, all) = (&address[at..], &untagged[at..], &address[..=at]);
         let mut known = false;
-        for &(name, tag) in names {
+        for (name, tag) in [(address, None), (untagged, tag), (anywhere, None), (untagged_anywhere, tag), (all, None)] {
             match self.rules.get(name) {
-                None => {}
-                Some(Rule::Reject) => return Err(Reply::NO_SUCH_MAILBOX.into()),
+                None | Some(Rule::Served) => {}
                 Some(Rule::Reply(_, left)) if left.get() == 0 => known = true,
                 Some(Rule::Reply(line, left)) => {
                     left.set(left.get() - u32::from(left.get() != u32::MAX));
                     return Err(line);
                 }
                 Some(Rule::Targets(targets)) => {
+                    let tag = tag.filter(|_| targets.len() == 1);
                     for target in targets {
-                        match target {
-                            Target::Destination(destination) => {
-                                buffer.clear();
-                                buffer.push_str(destination);
-                                let tag = tag.filter(|_| targets.len() == 1);
-                                take_with_folder(buffer, tag, self.create, exists, take)?;
-                            }
-                            Target::Address(address) => {
-                                let (user, domain) = split(address);
-                                let names = [(&**address, None), (user, None), (domain, None)];
-                                let more = aliases_left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
-                                if !self.look_up(&names, more, buffer, exists, take)? {
-                                    return Err(Reply::NO_SUCH_MAILBOX.into());
-                                }
+                        if is_path(target) {
+                            buffer.clone_from(target);
+                            found(buffer, tag, self.create)?;
+                        } else {
+                            let more = aliases_left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
+                            if !self.look_up(target, more, buffer, found)? {
+                                return Err(Reply::NO_SUCH_MAILBOX.into());
                             }
                         }
                     }
@@ -188,115 +199,151 @@ impl Table {
                 }
             }
         }
-        for &(name, tag) in names.iter().take(2).filter(|_| self.mailboxes) {
-            let (user, domain) = split(name);
-            buffer.clear();
-            buffer.push_str("//");
-            let parent = self.one_domain || encode(domain.get(1..).unwrap_or(&self.own_domain), buffer);
-            buffer.push_str(if self.one_domain { "" } else { "/" });
-            // The whole name, which may hold a tag, comes first, and nothing is made for it.
-            let create = self.create && (tag.is_some() || names[0].0 == names[1].0);
-            if parent && encode(user, buffer) {
-                match take_with_folder(buffer, tag, create, exists, take) {
+        // Nothing is made for the name with its tag.
+        for (user, tag, create) in [(local_part, None, tag.is_none()), (user, tag, true)] {
+            if self.mailboxes && self.write_destination(domain, user, buffer) {
+                match found(buffer, tag, create && self.create) {
                     Err(Reply::NO_SUCH_MAILBOX) => {}
                     taken => return Ok(taken.map(|()| true)?),
                 }
             }
         }
         if known {
-            take(MAIN);
+            MAIN.clone_into(buffer);
+            found(buffer, None, false)?;
         }
         Ok(known)
     }
 
-    /// Reads the text of the table, one rule a line.
-    fn read(&mut self, text: &str) -> Result<(), Wrong> {
-        // Addresses that others stand for, and where that is said.
+    /// Writes where a mailbox is below the directory of mailboxes; false where it can't be there.
+    fn write_destination(&self, domain: &str, user: &str, destination: &mut String) -> bool {
+        let domain = if domain.is_empty() { &self.own_domain } else { domain };
+        destination.clear();
+        destination.push_str("//");
+        if self.one_domain {
+            // Others are served, too, where the table has them.
+            return domain == self.own_domain && encode(user, destination);
+        }
+        // The main Maildir may have this name, and no domain has.
+        let parent = domain != "postmaster" && encode(domain, destination);
+        destination.push('/');
+        parent && encode(user, destination)
+    }
+
+    /// Reads the table, one rule a line.
+    ///
+    /// # Errors
+    /// What is wrong in it, as `line:column: what`.
+    fn read(&mut self, octets: &[u8]) -> Result<(), String> {
+        let octets = octets.strip_prefix("\u{feff}".as_bytes()).unwrap_or(octets);
+        let text = octets.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+        let wrong = |part: &str, what: &str| {
+            let before = &text[..part.as_ptr() as usize - text.as_ptr() as usize];
+            let column = before.chars().rev().take_while(|&character| character != '\n').count() + 1;
+            format!("{}:{column}: {part:?} {what}", before.split('\n').count())
+        };
+        if text.len() < octets.len() {
+            return Err(wrong(&text[text.len()..], "is followed by what is not UTF-8"));
+        }
+        // Addresses that others stand for, as the table has them and as they are looked up.
         let mut aliases = Vec::new();
-        for (line, content) in (1..).zip(text.lines()) {
-            let column = |part: &str| content[..part.as_ptr() as usize - content.as_ptr() as usize].chars().count() + 1;
-            let comment =
-                content.split_once('#').filter(|(before, _)| before.is_empty() || before.ends_with([' ', '\t']));
-            let rule = comment.map_or(content, |(rule, _)| rule).trim();
+        for line in text.lines() {
+            let is_comment = |&(at, _): &(usize, &str)| at == 0 || line[..at].ends_with([' ', '\t']);
+            let rule = line.match_indices('#').find(is_comment).map_or(line, |(at, _)| &line[..at]).trim();
             if rule.is_empty() {
                 continue;
             }
-            let wrong = |part: &str, what: &str| (line, column(part), format!("\"{part}\" {what}"));
-            let (name, value) = rule.split_at(rule.find([' ', '\t']).unwrap_or(rule.len()));
-            let value = value.trim_start();
-            let (word, rest) = value.split_at(value.find([' ', '\t']).unwrap_or(value.len()));
-            let rule = match (word, rest.trim_start()) {
-                ("reject", "") => Rule::Reject,
+            let (name, value) = first_word(rule);
+            let rule = match first_word(value) {
+                ("reject", "") => Rule::Reply(Reply::NO_SUCH_MAILBOX.to_string(), Cell::new(u32::MAX)),
                 ("discard", "") => Rule::Targets(Vec::new()),
                 ("reply", reply) => reply_rule(reply).ok_or_else(|| {
                     wrong(reply, "is no reply such as `452 4.2.2 Mailbox full`, perhaps with `for 3`")
                 })?,
                 _ => {
-                    let target = |target: &str| {
-                        let text = target.trim();
-                        if text.starts_with(['/', '.']) {
-                            return Ok(Target::Destination(text.trim_end_matches('/').to_owned()));
-                        }
-                        let key = self.key(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
-                        aliases.push((key.clone(), wrong(text, "")));
-                        Ok(Target::Address(key))
-                    };
-                    Rule::Targets(value.split(',').map(target).collect::<Result<_, _>>()?)
+                    let mut targets = Vec::new();
+                    for text in value.split(',').map(str::trim) {
+                        let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
+                        aliases.extend((!is_path(&target)).then(|| (text, target.clone())));
+                        targets.push(target);
+                    }
+                    Rule::Targets(targets)
                 }
             };
-            let key = self.key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
-            if let Some(domain) = split(&key).1.get(1..) {
-                self.domains.insert(domain.to_owned());
+            let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
+            let (domain, _) = split(&address);
+            if !domain.is_empty() {
+                self.serve(domain);
             }
-            if self.rules.insert(key, rule).is_some() {
+            if self.rules.insert(address, rule).is_some() {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        for (address, (line, column, text)) in aliases {
-            let (user, domain) = split(&address);
-            let names = [(&*address, None), (user, None), (domain, None)];
-            let found = self.look_up(&names, ALIASES_MAX, &mut String::new(), &mut |_, _| Ok(()), &mut |_| {});
-            let what = match found {
-                Ok(true) if domain.is_empty() || self.serves(&domain[1..]) => continue,
+        for (text, address) in aliases {
+            let (domain, _) = split(&address);
+            let what = match self.look_up(&address, ALIASES_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
+                Ok(true) if domain.is_empty() || self.serves(domain) => continue,
                 Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
                 Err(_) => "is refused",
                 Ok(_) => "has no mailbox here, and this server sends nothing on",
             };
-            return Err((line, column, text + what));
+            return Err(wrong(text, what));
         }
         Ok(())
     }
-
-    /// An address of the table, as it is looked up: with a domain, without one for any, or a domain alone.
-    fn key(&self, text: &str) -> Option<String> {
-        let of_all = text.starts_with('@');
-        let whole = if of_all { format!("all{text}") } else { text.to_owned() };
-        let path = Path::mailbox(&whole, Syntax { strict: false })?;
-        let mut key = String::new();
-        normalize(&path, &self.own_domain, &mut key);
-        let (local_part, domain) = split(&key);
-        Some(if of_all { domain } else { path.domain().map_or(local_part, |_| &key) }.to_owned())
-    }
 }
 
-/// The parts of an address before its last `@` and from there on.
+/// The parts of an address as it is looked up.
 fn split(address: &str) -> (&str, &str) {
-    address.split_at(address.rfind('@').unwrap_or(address.len()))
+    address.split_once('@').unwrap_or_default()
 }
 
-/// Writes an address as it is looked up: no quotes, lower case, no dot at its end.
+/// Writes an address as it is looked up: domain first, no quotes, lower case, no dot at the domain's end.
 fn normalize(path: &Path<'_>, own_domain: &str, address: &mut String) {
     address.clear();
-    address.extend(path.unquoted());
-    address.push('@');
     address.push_str(path.domain().unwrap_or(own_domain).trim_end_matches('.'));
+    address.push('@');
+    address.extend(path.unquoted());
     address.make_ascii_lowercase();
+}
+
+/// An address of the table, as it is looked up: with a domain, without one for any, or a domain alone.
+fn key(text: &str) -> Option<String> {
+    let all = if text.starts_with('@') { "all" } else { "" };
+    let address = [all, text].concat();
+    let mut key = String::new();
+    normalize(&Path::mailbox(&address, Syntax { strict: false })?, "", &mut key);
+    key.truncate(key.len() - all.len());
+    Some(key)
+}
+
+/// A path without empty names, or an address as it is looked up.
+fn target(text: &str) -> Option<String> {
+    if !is_path(text) {
+        return key(text);
+    }
+    let path: std::path::PathBuf = std::path::Path::new(text).components().collect();
+    path.into_os_string().into_string().ok()
+}
+
+/// Whether a target is the path of a Maildir. No domain begins so, and hence no address as it is looked up.
+fn is_path(target: &str) -> bool {
+    target.starts_with(['/', '.'])
+}
+
+/// What stands before the first blank of a text, and what behind.
+fn first_word(text: &str) -> (&str, &str) {
+    let (word, rest) = text.split_at(text.find([' ', '\t']).unwrap_or(text.len()));
+    (word, rest.trim_start())
 }
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
 fn reply_rule(text: &str) -> Option<Rule> {
-    let counted = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
-    let (line, times) = counted.unwrap_or((text, u32::MAX));
+    let mut words = text.rsplitn(3, ' ');
+    let (line, times) = match (words.next()?.parse(), words.next(), words.next()) {
+        (Ok(times), Some("for"), Some(line)) => (line.trim_end(), times),
+        _ => (text, u32::MAX),
+    };
     let (code, rest) = line.split_once(' ')?;
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);
     let good = matches!(code.as_bytes(), [b'4' | b'5', b'0'..=b'5', b'0'..=b'9'])
@@ -304,28 +351,6 @@ fn reply_rule(text: &str) -> Option<Rule> {
         && line.len() <= REPLY_LINE_OCTETS_MAX
         && line.bytes().all(|octet| matches!(octet, b' '..=b'~'));
     good.then(|| Rule::Reply(line.to_owned(), Cell::new(times)))
-}
-
-/// Gives a destination to `take`, or its folder for the tag where it has one (Maildir++: `.tag`).
-fn take_with_folder(
-    destination: &mut String,
-    tag: Option<&str>,
-    create: bool,
-    exists: Exists<'_>,
-    take: &mut dyn FnMut(&str),
-) -> Result<(), Reply> {
-    let octets = destination.len();
-    if let Some(tag) = tag {
-        destination.push_str(if destination.contains("//") { "/." } else { "//." });
-        if encode(tag, destination) && exists(destination, false).is_ok() {
-            take(destination);
-            return Ok(());
-        }
-        destination.truncate(octets);
-    }
-    exists(destination, create)?;
-    take(destination);
-    Ok(())
 }
 
 /// Writes what may be any text as the name of a file; false where it is empty, or too long for one.

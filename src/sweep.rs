@@ -202,7 +202,7 @@ impl<F: FileSystem> Sweep<F> {
 
 /// Whether a name is that of a file of this run.
 fn is_of(name: &CStr, own: &str) -> bool {
-    memchr::memmem::find(name.to_bytes(), own.as_bytes()).is_some()
+    name.to_bytes().windows(own.len()).any(|part| part == own.as_bytes())
 }
 
 /// Removes a leftover that is old enough; one of `own` may only look old, when the clock was set while it was written.

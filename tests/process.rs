@@ -643,6 +643,17 @@ fn a_wrong_option_is_status_64_and_one_line() {
         ("max-connections", "0"),
         ("max-connections", "-1"),
         ("grace", "8 fortnights"),
+        ("domain", "two words"),
+        ("domain", "*"),
+        ("domain", "*example.org"),
+        ("domain", "[192.0.2.256]"),
+        ("domain", "a@example.org"),
+        ("allow-from", "10.0.0.0/33"),
+        ("allow-from", "anybody"),
+        ("subaddress-delimiter", "+-"),
+        ("keep-messages", "0"),
+        ("keep-age", "30 moons"),
+        ("max-messages", "-1"),
         ("log", "loud"),
     ];
     for (name, value) in wrong {
@@ -719,14 +730,22 @@ fn variables_do_what_flags_do() {
     let mut command = mailchute();
     command.env("MAILCHUTE_LISTEN", "127.0.0.1:0,127.0.0.2:0").env("MAILCHUTE_MAX_SIZE", "3000");
     command.env("MAILCHUTE_MAILDIR", place.maildir()).env("MAILCHUTE_HOSTNAME", "mx.test").env("MAILCHUTE_TIMEOUT", "");
+    command.env("MAILCHUTE_DOMAIN", "*.Example.ORG, [192.0.2.1],b.example.");
     // It counts only where neither --log nor MAILCHUTE_LOG is given.
-    command.env("RUST_LOG", "debug");
+    command.env("RUST_LOG", "warn,mailchute=debug");
     let server = Server::ready(command);
     assert_eq!(server.places.len(), 2);
     for place in &server.places {
         let mut client = Client::new(TcpStream::connect(place).unwrap());
         client.expect("220 mx.test ");
         assert!(client.say("EHLO c", "250-").contains("SIZE 3000"));
+        client.say("MAIL FROM:<>", "250 ");
+        for served in ["a@b.Example", "a@[192.0.2.1]", "a@c.example.org", "postmaster"] {
+            client.say(&format!("RCPT TO:<{served}>"), "250 ");
+        }
+        for foreign in ["a@example.org", "a@[192.0.2.2]", "a%c.example@b.example", "a@c.b.example"] {
+            client.say(&format!("RCPT TO:<{foreign}>"), "550 5.7.1");
+        }
     }
     server.wait_for_line("DEBUG");
     server.stop();

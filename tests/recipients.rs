@@ -113,6 +113,12 @@ fn a_foreign_domain_is_refused_in_every_form() {
     ] {
         case.goes(served, &[""]);
     }
+    let mut catch_all = Case::table("@example.org /srv/a\n@one.sub.example /srv/b\n@[192.0.2.1] /srv/c\nroot /srv/d\n");
+    catch_all.goes("a+b@[192.0.2.1]", &["/srv/c"]);
+    let served = domains(&["example.org", "*.sub.example", "[192.0.2.1]"]);
+    let mut makes_all = Case::new(&Config { create_mailboxes: true, ..mailboxes(served) });
+    makes_all.goes("a+b@[192.0.2.1]", &["//%5B192.0.2.1%5D/a"]);
+    let mut refused = 0;
     for foreign in [
         "a@other.example",
         "a@OTHER.example",
@@ -154,8 +160,13 @@ fn a_foreign_domain_is_refused_in_every_form() {
     ] {
         if Path::forward(&format!("<{foreign}>"), LENIENT).is_ok() {
             case.refused(foreign, "550 5.7.1");
+            // Nor do those who take all of a domain, or make mailboxes, take it.
+            catch_all.refused(foreign, "550 5.7.1");
+            makes_all.refused(foreign, "550 5.7.1");
+            refused += 1;
         }
     }
+    assert!(refused >= 30, "{refused} forms only; the others are no addresses");
 }
 
 #[test]
@@ -246,6 +257,124 @@ fn the_table() {
 }
 
 #[test]
+fn postmaster_is_accepted_whatever_the_table_says() {
+    for table in [
+        "",
+        "@example.org reject\n",
+        "@example.org reply 550 5.7.1 Go away\n",
+        "postmaster@example.org reject\n",
+        "postmaster reject\na@example.org discard\n",
+    ] {
+        let mut case = Case::table(table);
+        case.goes("postmaster@example.org", &[""]);
+        case.goes("PostMaster+tag@example.org", &[""]);
+        case.goes("Postmaster", &[""]);
+        assert!(case.ask("postmasters@example.org").is_err(), "{table}");
+    }
+    // Mail of his own goes there, and a Maildir that is missing keeps none of it out.
+    let mut case = Case::table("@example.org /srv/all\n");
+    case.goes("postmaster@example.org", &["/srv/all"]);
+    case.there.clear();
+    case.goes("postmaster@example.org", &[""]);
+    case.refused("other@example.org", "550 5.1.1");
+    // A client that is told to come again will.
+    Case::table("@example.org reply 451 4.3.2 Later\n").refused("postmaster@example.org", "451 4.3.2");
+}
+
+#[test]
+fn domains_of_the_table_have_no_mailboxes_among_those_of_the_one_domain() {
+    let config = Config { create_mailboxes: true, ..mailboxes(domains(&["Example.ORG."])) };
+    let recipients = load(config, "alice@b.example /srv/alice\nroot bob@example.org\n").unwrap();
+    let mut case = Case { recipients, there: BTreeSet::new() };
+    case.goes("bob@example.org", &["//bob"]);
+    case.goes("bob", &["//bob"]);
+    case.goes("root@b.example", &["//bob"]);
+    case.goes("alice@b.example", &["/srv/alice"]);
+    case.refused("bob@b.example", "550 5.1.1");
+}
+
+#[test]
+fn no_domain_meets_the_main_maildir() {
+    let config = Config { create_mailboxes: true, ..mailboxes(Config::default()) };
+    let mut case = Case::new(&config);
+    case.goes("new@postmaster.example", &["//postmaster.example/new"]);
+    case.refused("new@postmaster", "550 5.1.1");
+    case.refused("new@PostMaster.", "550 5.1.1");
+}
+
+#[test]
+fn tags_and_users_may_be_missing() {
+    let mut case = Case::table("alice@example.org /srv/alice\n+work@example.org /srv/plus\n").with(&["/srv/alice//."]);
+    case.goes("alice+@example.org", &["/srv/alice"]);
+    case.goes("alice++@example.org", &["/srv/alice"]);
+    case.goes("+work@example.org", &["/srv/plus"]);
+    case.refused("+@example.org", "550 5.1.1");
+    case.refused("+alice@example.org", "550 5.1.1");
+    // Local parts are looked up in lower case.
+    let config = Config { subaddress_delimiter: Some('X'), ..mailboxes(Config::default()) };
+    let mut case = Case::new(&config).with(&["//example.org/bob", "//example.org/bob/.a"]);
+    case.goes("bobXa@example.org", &["//example.org/bob/.a"]);
+    case.goes("bobxb@example.org", &["//example.org/bob"]);
+}
+
+#[test]
+fn aliases_lead_to_tags_and_through_each_other() {
+    let mut table = "alice@example.org /srv/alice\nlist@example.org alice+lists@example.org, alice@example.org\n\
+                     any@example.org ALICE@Example.org., /srv/any\na0 alice@example.org\n"
+        .to_owned();
+    for number in 1..16 {
+        table += &format!("a{number} a{}\n", number - 1);
+    }
+    let mut case = Case::table(&table).with(&["/srv/alice//.lists", "/srv/any"]);
+    case.goes("list@example.org", &["/srv/alice//.lists", "/srv/alice"]);
+    case.goes("any+lists@example.org", &["/srv/alice", "/srv/any"]);
+    case.goes("a15@example.org", &["/srv/alice"]);
+    case.refused("a15@b.example", "550 5.7.1");
+    table += "a16 a15\na17 a16\n";
+    assert!(load(Config::default(), &table).unwrap_err().contains("leads back"));
+}
+
+#[test]
+fn replies_are_counted_and_then_the_recipient_is_accepted() {
+    let mut case = Case::table(
+        "a@example.org reply 450 4.2.1 Busy for 2 \nb@example.org reply 451 wait for 2 minutes\n\
+         c@example.org reply 450 x for 0\n",
+    );
+    // A tag makes no other recipient of it.
+    case.refused("a@example.org", "450 4.2.1 Busy");
+    case.refused("A+tag@example.org", "450 4.2.1 Busy");
+    case.goes("a@example.org", &[""]);
+    case.goes("a+tag@example.org", &[""]);
+    for _ in 0..4 {
+        assert_eq!(case.ask("b@example.org").unwrap_err(), "451 wait for 2 minutes");
+    }
+    case.goes("c@example.org", &[""]);
+}
+
+#[test]
+fn the_table_may_come_from_any_editor() {
+    for table in [
+        "\u{feff}alice@example.org /srv/alice/\r\nb#b@example.org\t/srv/b # a note\r\n",
+        "  alice@example.org:\t \t/srv//alice///  \n\n\t# note\n   b#b@example.org /srv/./b\t#note",
+        "# only\r\n#\r\n\r\n\"alice\"@EXAMPLE.org. /srv/alice\r\n\"b#b\"@example.org /srv/b",
+    ] {
+        let mut case = Case::table(table).with(&["/srv/alice", "/srv/b"]);
+        case.goes("alice@example.org", &["/srv/alice"]);
+        case.goes("b#b@example.org", &["/srv/b"]);
+        case.refused("b@example.org", "550 5.1.1");
+    }
+    for empty in ["", "\u{feff}", "\n", "\r\n", "# nothing"] {
+        let mut case = Case::table(empty);
+        case.refused("alice@example.org", "550 5.1.1");
+        case.goes("postmaster", &[""]);
+    }
+    // Two slashes mean something in a destination, but nothing in a path.
+    let mut case = Case::table("a@example.org //srv/a\nb@example.org ./boxes//b/\n").with(&["/srv/a", "./boxes/b"]);
+    case.goes("a@example.org", &["/srv/a"]);
+    case.goes("b@example.org", &["./boxes/b"]);
+}
+
+#[test]
 fn a_mistake_in_the_table_is_named_with_its_place() {
     for (table, problem) in [
         ("alice@example.org\n", ":1:18: \"\" is neither an address nor a path"),
@@ -264,11 +393,20 @@ fn a_mistake_in_the_table_is_named_with_its_place() {
         ("a@b.example reply\n", ":1:18: \"\" is no reply such as"),
         ("a@b.example reject now\n", ":1:13: \"reject now\" is neither an address nor a path"),
         ("a@b.example /srv/a\nc@b.example b@b.example,\n", ":2:25: \"\" is neither"),
+        ("a@b.example /srv/a\r\n\"a\"@b.example. /srv/b\r\n", ":2:1: \"\\\"a\\\"@b.example.\" has a rule already"),
+        ("\u{feff}a@@b /srv/a\n", ":1:1: \"a@@b\" is no address"),
+        ("@ /srv/a\n", ":1:1: \"@\" is no address"),
+        ("@*.b.example /srv/a\n", ":1:1: \"@*.b.example\" is no address"),
     ] {
         let found = load(Config::default(), table).map(|_| ()).unwrap_err();
         assert!(found.contains(problem), "{table:?}: {found}");
         assert_eq!(found.lines().count(), 1);
     }
+    let place = Place::new();
+    let file = place.path().join("table");
+    std::fs::write(&file, b"a@b.example /srv/a\n\xc3\xa4@b.example\t/srv/\xe4\n").unwrap();
+    let problem = Recipients::load(&Config { recipients: Some(file), ..Config::default() }).unwrap_err();
+    assert!(problem.contains("table:2:18: ") && problem.contains("UTF-8"), "{problem}");
     let missing = Config { recipients: Some("/nonexistent/table".into()), ..Config::default() };
     assert!(Recipients::load(&missing).unwrap_err().starts_with("/nonexistent/table: "));
 }
