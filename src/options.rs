@@ -65,12 +65,12 @@ fn options() -> impl Iterator<Item = (&'static str, &'static str, &'static str)>
     })
 }
 
-/// Reads the command line, and from the environment what it does not say: the settings, and what is logged.
+/// Reads the command line, and from the environment what it does not say: the settings, and filters for the log.
 /// Prints help or the version where that is asked for, and ends.
 ///
 /// # Errors
 /// One line that names what is wrong and what would be right.
-pub fn parse() -> Result<(Config, LevelFilter), lexopt::Error> {
+pub fn parse() -> Result<(Config, String), lexopt::Error> {
     let mut flags = Vec::new();
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
@@ -84,10 +84,7 @@ pub fn parse() -> Result<(Config, LevelFilter), lexopt::Error> {
         flags.push((name, if placeholder.is_empty() { "yes".into() } else { parser.value()? }));
     }
     let mut config = Config { signals: true, ..Config::default() };
-    // A level, or as other programs have it: `warn,mailchute=debug`.
-    let filters = std::env::var("RUST_LOG").unwrap_or_default();
-    let mut levels = filters.rsplit(',').map(|filter| filter.strip_prefix("mailchute=").unwrap_or(filter).parse());
-    let mut level = levels.find_map(Result::ok).unwrap_or(LevelFilter::Info);
+    let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
         let mut values: Vec<OsString> = Vec::new();
@@ -99,15 +96,15 @@ pub fn parse() -> Result<(Config, LevelFilter), lexopt::Error> {
             values.extend(parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()));
         }
         for value in values {
-            apply(name, &value, &mut config, &mut level)
+            apply(name, &value, &mut config, &mut filters)
                 .ok_or_else(|| format!("{source} does not take {:?}: {help}", value.to_string_lossy()))?;
         }
     }
-    Ok((config, level))
+    Ok((config, filters))
 }
 
 /// Sets what `name` stands for; `None` where the value is wrong.
-fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut LevelFilter) -> Option<()> {
+fn apply(name: &str, value: &OsStr, config: &mut Config, filters: &mut String) -> Option<()> {
     // A path may be any octets; all else is text.
     let text = value.to_string_lossy();
     let text = text.trim();
@@ -138,7 +135,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, level: &mut LevelFilter
         "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
         "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
         "grace" => config.grace = time(text)?,
-        "log" => *level = text.parse().ok()?,
+        "log" => *filters = text.parse::<LevelFilter>().ok()?.to_string(),
         _ => return None,
     }
     Some(())

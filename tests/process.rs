@@ -732,7 +732,7 @@ fn variables_do_what_flags_do() {
     command.env("MAILCHUTE_MAILDIR", place.maildir()).env("MAILCHUTE_HOSTNAME", "mx.test").env("MAILCHUTE_TIMEOUT", "");
     command.env("MAILCHUTE_DOMAIN", "*.Example.ORG, [192.0.2.1],b.example.");
     // It counts only where neither --log nor MAILCHUTE_LOG is given.
-    command.env("RUST_LOG", "warn,mailchute=debug");
+    command.env("RUST_LOG", "debug");
     let server = Server::ready(command);
     assert_eq!(server.places.len(), 2);
     for place in &server.places {
