@@ -312,8 +312,6 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
     poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
-}
-
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
 /// that does not suffice. Returns how many files may be open at once.
 fn share_descriptors(connections_max: &mut usize) -> usize {
