@@ -1,37 +1,6 @@
 //! The delivery: from a message's octets to a file in `new/` of each of its mailboxes that survives a power cut.
 //!
-//! # Why this order
-//!
-//! 1. Create under `tmp/` of all mailboxes, write, flush the file. 2. Only then move it to `new/`. 3. Flush the
-//!    directories, once for all that were moved. 4. Only then say so.
-//!
-//! A reader of `new/` sees a name only after its octets are on stable storage. Moving first would be wrong: file systems
-//! that allocate late (ext4, XFS, btrfs, f2fs) may write the name before the octets, and a crash then leaves an empty
-//! file. The move itself is durable only after the directory's flush:
-//!
-//! * *ext4*: the file's flush commits the name in `tmp/`, not the later move; that of `new/` the transaction with the
-//!   move. Its repair on replacing a file by renaming does not apply, as names are new.
-//! * *f2fs*: by default a file's flush lets directory entries lag; the directory's flush forces a checkpoint.
-//! * *UBIFS*: both flushes empty the write buffer; room may turn out to be missing at any step, and each is checked.
-//! * *overlayfs*: both flushes go to the upper layer, which holds all three directories, so moves stay inside it.
-//! * *btrfs*: the flush of a file logs it under its first name; the directory's flush logs the move.
-//! * *NFS*: the flush commits to the server, the move is a synchronous call. A lost reply to a link is recognised by the
-//!   file itself.
-//!
-//! `cur/` is flushed with `new/`: where metadata are not written in order, a reader that moves a message on before our
-//! flush could else leave neither name on the disk.
-//!
-//! # Several mailboxes
-//!
-//! A message is written once and linked into the other mailboxes, or written again where a link can't be made, as on
-//! another file system. It has a name in `tmp/` of each before its first octet is written, so that what is missing shows
-//! before anything is published. A Maildir is open while a message is on its way into it, the main one always.
-//!
-//! # Errors of a flush
-//!
-//! The kernel reports an error of write-back once for each open description, and marks the pages clean. So at most one
-//! flush is under way on a descriptor; when it fails, what was written or moved through that descriptor is refused and
-//! unlinked, the descriptor is closed, and nothing is ever flushed twice as if that could help.
+//! `ARCHITECTURE.md` says why in this order, and what each file system makes of it.
 
 use std::ffi::CString;
 use std::fmt::Write as _;
