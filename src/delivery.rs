@@ -179,12 +179,7 @@ impl<F: FileSystem> Delivery<F> {
 
     /// Notes an error that hit some copies, and says so in the log.
     fn fail(
-        &mut self,
-        doing: &str,
-        error: &io::Error,
-        hit: impl Fn(&Copy<F>) -> bool,
-        maildirs: &mut Maildirs<F>,
-        now: Now,
+        &mut self, doing: &str, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now,
     ) {
         let Some(maildir) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
         maildirs.complain_of(maildir, doing, error, now);
@@ -278,12 +273,8 @@ impl<F: FileSystem> Store<F> {
 
     /// Begins a message; `owner` is told of its end. Nothing is made on the disk before there is something to write.
     pub fn begin<'a>(
-        &mut self,
-        id: MessageId,
-        owner: usize,
-        destinations: impl IntoIterator<Item = &'a str, IntoIter: Clone>,
-        apart: bool,
-        now: Now,
+        &mut self, id: MessageId, owner: usize, destinations: impl IntoIterator<Item = &'a str, IntoIter: Clone>,
+        apart: bool, now: Now,
     ) -> usize {
         let destinations = destinations.into_iter();
         let together = !apart && destinations.clone().nth(1).is_some();

@@ -122,11 +122,7 @@ impl<F: FileSystem> Maildir<F> {
     /// Opens the directories in `root`; with `create` those that are missing are made. `above` is what was opened on the
     /// way: whoever made these directories, and be it for a message that was dropped, their names are to be durable.
     fn open(
-        &mut self,
-        fs: &mut F,
-        root: F::Directory,
-        create: bool,
-        above: Vec<F::Directory>,
+        &mut self, fs: &mut F, root: F::Directory, create: bool, above: Vec<F::Directory>,
     ) -> Result<(), PathError> {
         let mut open = |name: &CStr| {
             let opened = fs.open_directory_in(&root, name, create);
@@ -255,10 +251,7 @@ impl<F: FileSystem> Maildirs<F> {
     /// Opens the directory that a destination names, and with `create` makes what of it is missing; then `above` gets
     /// what it was made in.
     fn open_root(
-        &mut self,
-        destination: &str,
-        create: bool,
-        above: &mut Vec<F::Directory>,
+        &mut self, destination: &str, create: bool, above: &mut Vec<F::Directory>,
     ) -> Result<(PathBuf, F::Directory), PathError> {
         let (base, below) = destination.split_once("//").unwrap_or((destination, ""));
         let (base, device) = match &self.mailboxes {
@@ -272,12 +265,7 @@ impl<F: FileSystem> Maildirs<F> {
     }
 
     fn open_below(
-        &mut self,
-        base: &Path,
-        below: &str,
-        device: Option<u64>,
-        create: bool,
-        above: &mut Vec<F::Directory>,
+        &mut self, base: &Path, below: &str, device: Option<u64>, create: bool, above: &mut Vec<F::Directory>,
     ) -> io::Result<F::Directory> {
         let mut directory = match self.fs.open_directory(base, false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && create && below.is_empty() => {

@@ -256,10 +256,7 @@ fn converse_with_mailboxes(world: &mut World, dialect: Dialect, linked: bool) ->
 }
 
 fn sweep_mailboxes(
-    name: &str,
-    config: &Config,
-    disk: impl Fn(Case) -> ModelDisk,
-    run: impl Fn(&mut World) -> Vec<Promise>,
+    name: &str, config: &Config, disk: impl Fn(Case) -> ModelDisk, run: impl Fn(&mut World) -> Vec<Promise>,
     cases: impl Iterator<Item = Case>,
 ) {
     let (mut moments, mut states) = (0, 0);

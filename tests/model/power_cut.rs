@@ -88,9 +88,7 @@ const COMBINATIONS_MAX: usize = 1024;
 /// Runs a fixed run anew for each of its operations, has the machine stop after it, and judges what it may find after the
 /// power cut. `run` returns what it was promised. The sum is that of moments and of states.
 pub fn crash_everywhere(
-    disk: impl Fn() -> ModelDisk,
-    all: &[String],
-    run: impl Fn(&ModelDisk) -> Vec<String>,
+    disk: impl Fn() -> ModelDisk, all: &[String], run: impl Fn(&ModelDisk) -> Vec<String>,
 ) -> Result<(usize, usize), String> {
     let in_main = |texts: Vec<String>| texts.into_iter().map(|text| (0, text)).collect::<Vec<_>>();
     let (all, config) = (in_main(all.to_vec()), Config::default());
@@ -99,10 +97,7 @@ pub fn crash_everywhere(
 
 /// The same for several Maildirs, which a server with this `config` has, with so many combinations before others are drawn.
 pub fn crash_each_everywhere(
-    config: &Config,
-    disk: impl Fn() -> ModelDisk,
-    all: &[Promise],
-    combinations_max: usize,
+    config: &Config, disk: impl Fn() -> ModelDisk, all: &[Promise], combinations_max: usize,
     run: impl Fn(&ModelDisk) -> Vec<Promise>,
 ) -> Result<(usize, usize), String> {
     let mut states = 0;
@@ -142,11 +137,7 @@ pub fn crash_each_everywhere(
 /// Starts a server on what a power cut leaves, which takes one message more for all Maildirs and loses none, nor does it
 /// in a second power cut.
 fn restart(
-    config: &Config,
-    disk: &ModelDisk,
-    choices: &mut Choices,
-    promised: &[Promise],
-    all: &[Promise],
+    config: &Config, disk: &ModelDisk, choices: &mut Choices, promised: &[Promise], all: &[Promise],
 ) -> Result<(), String> {
     let (disk, another) = (disk.restarted(choices), message(99, 200));
     let mut world =
