@@ -29,8 +29,7 @@ pub const MAIN: &str = "";
 /// The owner of a file that only shows that the disk works.
 const PROBE: usize = usize::MAX;
 
-/// Tickets of directories have the first bit, and the directory's number above the Maildir's key; those of files have the
-/// copy's number above the message's key.
+/// Tickets: the copy's number above the message's key, or with this bit the directory's number above the Maildir's key.
 const DIRECTORY_TICKET: Ticket = 1 << 63;
 const NUMBER_SHIFT: u32 = 32;
 
@@ -226,12 +225,11 @@ pub struct Store<F: FileSystem> {
 }
 
 impl<F: FileSystem> Store<F> {
-    /// Opens the main Maildir, and the directory of mailboxes if there is one, making what is missing (mode 0700).
-    ///
-    /// `random` is the part of this run's ids that tells its own files from those of others.
+    /// Opens the main Maildir, and the directory of mailboxes if there is one, making what is missing (mode 0700). `random`
+    /// is the part of this run's ids that tells its own files from those of others.
     ///
     /// # Errors
-    /// Any error of opening or making a directory, with the path that it speaks of.
+    /// Those of opening or making a directory.
     pub fn open(fs: F, config: &Config, random: u64) -> Result<Self, PathError> {
         Ok(Self {
             maildirs: Maildirs::open(fs, config, random)?,
@@ -317,8 +315,7 @@ impl<F: FileSystem> Store<F> {
         delivery.size += content.len() as u64;
     }
 
-    /// Takes the rest of a message, which is whole now. What became of it is among the outcomes of a later
-    /// [`advance`](Self::advance).
+    /// Takes the rest of a message. What became of it is among the outcomes of a later [`advance`](Self::advance).
     pub fn finish(&mut self, key: usize, content: &[u8], now: Now) {
         self.append(key, content, now);
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
@@ -377,8 +374,7 @@ impl<F: FileSystem> Store<F> {
         self.outcomes.pop()
     }
 
-    /// What the disk says of new mail, to a peer that is talking: how many octets it has room for. Asks it at most once a
-    /// second, and tries a failed one again.
+    /// How many octets of new mail the disk has room for. Asks it at most once a second, and tries a failed one again.
     ///
     /// # Errors
     /// 451 while it takes none.
@@ -395,8 +391,7 @@ impl<F: FileSystem> Store<F> {
         self.sweeper.rest(now)
     }
 
-    /// Removes files in `tmp/` that nobody has written to for 36 hours, and mail that is more than is to be kept: a
-    /// bounded number of names at a time.
+    /// Removes leftovers, and mail that is more than is to be kept: a bounded number of names at a time.
     pub fn sweep(&mut self, now: Now) {
         let seconds = self.deliveries.iter().map(|(_, delivery)| delivery.id.seconds());
         self.sweeper.step(&mut self.maildirs, seconds.min().unwrap_or(u64::MAX), now);
@@ -584,7 +579,7 @@ impl Store<Disk> {
     /// Shows that mail can be kept here: makes a file, writes, flushes, moves and removes it.
     ///
     /// # Errors
-    /// The first step that failed, with the path that it failed on.
+    /// That of the first step that failed.
     pub fn prove(&mut self) -> Result<(), PathError> {
         match self.prove_once() {
             // What was flushed in vain is not flushed again, nor by what was opened before: the proof begins anew.

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Names a flush that was begun, so that its end can be told from others. Chosen by the caller.
+/// Tells the end of a flush from others; the caller chooses it.
 pub type Ticket = u64;
 
 /// What a flush makes durable.
@@ -37,12 +37,11 @@ pub struct Space {
     pub free_files: u64,
 }
 
-/// The disk as a delivery sees it. Nothing here sleeps but what the disk itself makes slow; a flush is begun, and its
-/// end is asked for. The tests put a file system that forgets and fails behind the same trait.
+/// The disk as a delivery sees it; the tests have one that forgets and fails.
 ///
 /// # Errors
-/// What the system says, with its number (`io::Error::raw_os_error`). A flush that failed must not be tried again: what
-/// could not be written may have been dropped, and the next one would report success.
+/// What the system says. A flush that failed must not be tried again: what could not be written may have been dropped,
+/// and the next one would report success.
 pub trait FileSystem {
     /// A file open for appending.
     type File;
@@ -50,58 +49,40 @@ pub trait FileSystem {
     type Directory;
     /// How far a reading of a directory has come.
     type Listing;
-
-    /// Opens the directory `path`, through symbolic links; an administrator may have put one there. With `create` it is
-    /// made (mode 0700) when it is missing, but not its parents; its name is durable when the directory above is flushed.
+    /// Opens a directory, through symbolic links, as an administrator may have put one there. With `create` it is made (mode
+    /// 0700) when it is missing, but not its parents; its name is durable when the directory above is flushed.
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<Self::Directory>;
-
     /// The same for `name` in `at`, or with `..` the one above it; a symbolic link is an error (`NotADirectory`).
     fn open_directory_in(&mut self, at: &Self::Directory, name: &CStr, create: bool) -> io::Result<Self::Directory>;
-
     /// Makes the file `name` (mode 0600), which must not exist, not even as a symbolic link.
     fn create(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<Self::File>;
-
     /// Appends all of `octets`, or fails; then some of them may have been written.
     fn write(&mut self, file: &mut Self::File, octets: &[u8]) -> io::Result<()>;
-
-    /// Moves `name` from one directory to another, never over an existing name (`AlreadyExists`). After a crash, or
-    /// where the system can only link, the old name may be there as well.
+    /// Moves a name, never over an existing one (`AlreadyExists`). After a crash, or where the system can only link, the old
+    /// name may be there as well.
     fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
-
-    /// Gives the file a second name in the same way. Any error but `AlreadyExists` may mean that there can't be links.
+    /// Gives the file a second name in the same way.
     fn link(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
-
     /// Removes `name`; a name that is not there is `NotFound`.
     fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()>;
-
     /// Begins a flush, or queues it until [`submit`](Self::submit). It stays open until the end is reported.
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket);
-
     /// Flushes the names in a directory and waits for it: for the start, when nobody else waits.
     fn flush_directory(&mut self, directory: &Self::Directory) -> io::Result<()>;
-
-    /// Hands queued flushes to the kernel. Returns whether some have ended already: nothing else will tell of those.
+    /// Hands queued flushes to the kernel. Whether some have ended already: nothing else will tell of those.
     fn submit(&mut self) -> bool;
-
-    /// The next flush that ended, with its result; `None` when no more have ended by now. Asked until it says so, after
-    /// an event and after [`submit`](Self::submit).
+    /// The next flush that ended; asked until there is none, after an event and after [`submit`](Self::submit).
     fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)>;
-
     /// Room on the file system that holds `directory`.
     fn space(&mut self, directory: &Self::Directory) -> io::Result<Space>;
-
     /// A number for the file system that `directory` is on.
     fn device(&mut self, directory: &Self::Directory) -> io::Result<u64>;
-
     /// Whether `path` still names `directory` itself, not a newcomer in its place, nor nothing.
     fn is_same(&mut self, path: &Path, directory: &Self::Directory) -> io::Result<bool>;
-
     /// Begins to list the names in `directory`, which may change meanwhile.
     fn list(&mut self, directory: &Self::Directory) -> io::Result<Self::Listing>;
-
     /// The next name, in no order; `None` at the end. `.` and `..` are left out.
     fn next_name(&mut self, listing: &mut Self::Listing) -> io::Result<Option<CString>>;
-
     /// When the file `name` was last written to; a name of something else is `InvalidInput`.
     fn modified(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<SystemTime>;
 }

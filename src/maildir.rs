@@ -119,8 +119,8 @@ impl<F: FileSystem> Maildir<F> {
         }
     }
 
-    /// Opens the directories in `root`; with `create` those that are missing are made. `above` is what was opened on the
-    /// way: whoever made these directories, and be it for a message that was dropped, their names are to be durable.
+    /// Opens the directories in `root`, or makes them. `above` is what was opened on the way: whoever made these directories,
+    /// and be it for a message that was dropped, their names are to be durable.
     fn open(
         &mut self, fs: &mut F, root: F::Directory, create: bool, above: Vec<F::Directory>,
     ) -> Result<(), PathError> {
