@@ -3,8 +3,8 @@
 
     tests/interop/interop.py target/release/mailchute [--require-all] [--list] [CASE ...]
 
-Every case starts its own server on a free port with an empty Maildir, lets a client deliver, and compares
-what lies in the Maildir with what was sent, octet by octet. A client that is not installed is a line
+Every case starts its own server on a free port with an empty Maildir or with mailboxes, lets a client deliver, and
+compares what lies there with what was sent, octet by octet. A client that is not installed is a line
 `skipped: ...`, or a failure with --require-all or when the environment says CI=true. Python's standard library
 is enough.
 """
@@ -14,10 +14,13 @@ import contextlib
 import email.message
 import email.policy
 import email.utils
+import grp
+import imaplib
 import mailbox
 import os
 import pathlib
 import pty
+import pwd
 import re
 import select
 import shutil
@@ -31,6 +34,7 @@ import time
 import traceback
 
 HOSTNAME = "mx.example"
+DOMAIN = "example.org"  # that of mailboxes
 PATIENCE_SECONDS = 60  # for one step of a conversation; a whole client run gets five times that
 MIB = 1024 * 1024
 
@@ -59,6 +63,23 @@ def expect_same(got, wanted, what):
     )
 
 
+def ordinary_user():
+    """Who we are; where that is root, somebody who is not."""
+    return pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() != 0 else "nobody"
+
+
+def as_user(name):
+    """What makes subprocess start a program as a user; nothing where we are that one."""
+    if name is None or name == pwd.getpwuid(os.geteuid()).pw_name:
+        return {}
+    return {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []}
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 def show_end(what, log):
     print(f"    the end of {what}:")
     for line in log.splitlines()[-15:]:
@@ -81,24 +102,38 @@ def host_and_port(address):
 
 
 class Server:
-    """One running server with a Maildir of its own in a temporary directory."""
+    """One running server in a temporary directory, with a Maildir there, or with mailboxes for a domain.
+
+    It runs as the user of that name, if one is given.
+    """
 
     binary = None  # set from the command line
 
-    def __init__(self, *options):
+    def __init__(self, *options, with_mailboxes=False, user=None):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="interop-"))
         self.directory.chmod(0o755)  # another user's mail server must reach a Unix socket in it
-        self.maildir = self.directory / "Maildir"
         self.log_path = self.directory / "log"
-        place = ["--maildir", str(self.maildir), "--hostname", HOSTNAME, "--listen", "127.0.0.1:0"]
-        self.command = [self.binary, *place, *options]
+        self.mailboxes = self.directory / "mailboxes"
+        if with_mailboxes:
+            self.maildir = self.mailboxes / "postmaster"  # as the README says
+            place = ["--mailboxes", str(self.mailboxes), "--domain", DOMAIN]
+        else:
+            self.maildir = self.directory / "Maildir"
+            place = ["--maildir", str(self.maildir)]
+        self.command = [self.binary, *place, "--hostname", HOSTNAME, "--listen", "127.0.0.1:0", *options]
+        self.identity = as_user(user)
+        if self.identity:
+            shutil.chown(self.directory, user)
+            # Another user may not be let into the directory that it was built in.
+            self.command[0] = shutil.copy(self.binary, self.directory)
         self.listeners = self.command.count("--listen") + self.command.count("--lmtp")
         self.process = None
 
     def start(self):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MAILCHUTE_") and k != "RUST_LOG"}
         with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            how = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment, **self.identity}
+            self.process = subprocess.Popen(self.command, **how)
         wait_until(lambda: len(self.addresses()) >= self.listeners or self.process.poll() is not None, 10, "server start")
         expect(self.process.poll() is None, f"the server ended at start with status {self.process.returncode}")
         self.address, *rest = self.addresses()
@@ -119,13 +154,13 @@ class Server:
     def names(self, part):
         return sorted(os.listdir(self.maildir / part))
 
-    def stored(self, count):
+    def stored(self, count, maildir=None):
         """All messages, by the key that their reader uses; exactly `count`, all in new/ and none in tmp/."""
-        found = len(self.names("new"))
-        expect(found == count, f"{found} files in new/, {count} wanted")
-        for part in ("tmp", "cur"):
-            expect(not self.names(part), f"files in {part}/: {self.names(part)[:3]}")
-        reader = mailbox.Maildir(self.maildir, create=False)
+        maildir = maildir or self.maildir
+        tmp, new, cur = (sorted(os.listdir(maildir / part)) for part in ("tmp", "new", "cur"))
+        expect(len(new) == count, f"{len(new)} files in {maildir.name}/new/, {count} wanted")
+        expect(not tmp and not cur, f"files in {maildir.name}/tmp/: {tmp[:3]}, in cur/: {cur[:3]}")
+        reader = mailbox.Maildir(maildir, create=False)
         messages = {key: reader.get_bytes(key) for key in reader.keys()}
         expect(len(messages) == count, f"mailbox.Maildir reads {len(messages)} messages, {count} wanted")
         return messages
@@ -134,7 +169,8 @@ class Server:
         """Ends it the polite way: status 0 at once, no trouble in the log, nothing left in tmp/."""
         self.process.send_signal(signal.SIGTERM)
         self.ended()
-        expect(not self.names("tmp"), f"left in tmp/: {self.names('tmp')[:3]}")
+        left = [str(path) for path in self.directory.glob("**/tmp/*")]
+        expect(not left, f"left in tmp/: {left[:3]}")
 
     def ended(self):
         try:
@@ -152,8 +188,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(*options):
-    server = Server(*options)
+def running(*options, **how):
+    server = Server(*options, **how)
     try:
         server.start()
         yield server
@@ -196,6 +232,12 @@ def check_message(messages, key, sender, recipients, text, protocol="ESMTP", rep
 def check_one(server, sender, recipients, text, protocol="ESMTP", reply_id=None):
     messages = server.stored(1)
     check_message(messages, next(iter(messages)), sender, recipients, text, protocol, reply_id)
+
+
+def key_of(messages, identifier):
+    keys = [key for key in messages if identifier in key]
+    expect(len(keys) == 1, f"files named after {identifier}: {keys}")
+    return keys[0]
 
 
 def accepted_id(reply):
@@ -352,9 +394,7 @@ def typed_two_messages():
         person.quit()
         messages = server.stored(2)
         for sender, recipients, text, identifier in sent:
-            keys = [key for key in messages if identifier in key]
-            expect(len(keys) == 1, f"files named after {identifier}: {keys}")
-            check_message(messages, keys[0], sender, recipients, text, "SMTP", identifier)
+            check_message(messages, key_of(messages, identifier), sender, recipients, text, "SMTP", identifier)
 
 
 # -------------------------------------------------------------------------------------------- cases: mail clients
@@ -398,18 +438,26 @@ def curl_10_mb():
     curl_delivers(large_text(10_000_000), [RECIPIENT])
 
 
+def smtplib_session(server):
+    return smtplib.SMTP(server.host, server.port, "client.example", PATIENCE_SECONDS)
+
+
+def transaction(client, sender, recipients, text, options=()):
+    """One message, taken for all its recipients; returns its id."""
+    steps = [client.mail(sender, options)] + [client.rcpt(recipient) for recipient in recipients]
+    for code, reply in [*steps, client.data(text)]:
+        expect(code == 250, f"{code} {reply}")
+    return accepted_id(reply.decode())
+
+
 def smtplib_delivers(server, text, sender=SENDER, recipients=(RECIPIENT,), options=(), protocol="ESMTP"):
-    with smtplib.SMTP(server.host, server.port, "client.example", PATIENCE_SECONDS) as client:
+    with smtplib_session(server) as client:
         client.ehlo_or_helo_if_needed()
         for keyword in ("pipelining", "size", "8bitmime", "smtputf8", "enhancedstatuscodes"):
             expect(client.has_extn(keyword), f"EHLO does not list {keyword}: {client.esmtp_features}")
-        steps = [client.mail(sender, options)] + [client.rcpt(recipient) for recipient in recipients]
-        for code, reply in steps:
-            expect(code == 250, f"{code} {reply}")
-        code, reply = client.data(text)
-        expect(code == 250, f"{code} {reply}")
+        identifier = transaction(client, sender, recipients, text, options)
         client.quit()
-    check_one(server, sender, list(recipients), text, protocol, accepted_id(reply.decode()))
+    check_one(server, sender, list(recipients), text, protocol, identifier)
 
 
 @case
@@ -462,7 +510,7 @@ def smtplib_sends_a_message():
         message.set_content("see there\n.\n")
         attachment = bytes(range(256)) * 4096
         message.add_attachment(attachment, maintype="application", subtype="octet-stream", filename="data.bin")
-        with smtplib.SMTP(server.host, server.port, "client.example", PATIENCE_SECONDS) as client:
+        with smtplib_session(server) as client:
             refused = client.send_message(message)
         expect(refused == {}, f"refused {refused}")
         server.stored(1)
@@ -533,26 +581,31 @@ def mutt():
     """Mutt opens the Maildir and copies all messages to a file."""
     with running() as server:
         texts = [b"Subject: number %d\r\n\r\ntext %d\r\n..\r\n" % (number, number) for number in range(3)]
-        with smtplib.SMTP(server.host, server.port, "client.example", PATIENCE_SECONDS) as client:
+        with smtplib_session(server) as client:
             for text in texts:
                 client.sendmail(SENDER, RECIPIENT, text)
         wanted = server.stored(3)
-        copy = server.directory / "copy"
-        settings = server.directory / "muttrc"
-        settings.write_text(
-            "set folder=/nonexistent record='' postponed='' header_cache='' confirmcreate=no confirmappend=no copy=no\n"
-            "set mbox_type=mbox wait_key=no sort=mailbox-order timeout=5 quit=yes move=no delete=no check_new=no\n"
-            f"push '<tag-pattern>~A<enter><tag-prefix><copy-message>{copy}<enter><quit>'\n"
-        )
-        shown = on_a_terminal([program("mutt"), "-n", "-F", str(settings), "-R", "-f", str(server.maildir)])
-        expect(copy.exists(), "mutt copied nothing")
-        read = sorted(mailbox.mbox(copy, create=False), key=lambda message: message["Subject"])
+        read = mutt_reads(server, server.maildir)
         subjects = [message["Subject"] for message in read]
-        expect(subjects == ["number 0", "number 1", "number 2"], f"mutt copied {subjects}; it showed {shown[-600:]!r}")
+        expect(subjects == ["number 0", "number 1", "number 2"], f"mutt copied {subjects}")
         for number, message in enumerate(read):
             expect(message.get_payload(decode=True) == b"text %d\n..\n" % number, f"mutt reads {message.get_payload()!r}")
             expect(message["Delivered-To"] == RECIPIENT, f"mutt reads Delivered-To {message['Delivered-To']!r}")
         expect(server.stored(3) == wanted, "reading changed the Maildir")
+
+
+def mutt_reads(server, maildir):
+    """What mutt copies out of a Maildir, by subject."""
+    copy = server.directory / f"copy-of-{maildir.name}"
+    settings = server.directory / "muttrc"
+    settings.write_text(
+        "set folder=/nonexistent record='' postponed='' header_cache='' confirmcreate=no confirmappend=no copy=no\n"
+        "set mbox_type=mbox wait_key=no sort=mailbox-order timeout=5 quit=yes move=no delete=no check_new=no\n"
+        f"push '<tag-pattern>~A<enter><tag-prefix><copy-message>{copy}<enter><quit>'\n"
+    )
+    shown = on_a_terminal([program("mutt"), "-n", "-F", str(settings), "-R", "-f", str(maildir)])
+    expect(copy.exists(), f"mutt copied nothing; it showed {shown[-600:]!r}")
+    return sorted(mailbox.mbox(copy, create=False), key=lambda message: message["Subject"])
 
 
 def on_a_terminal(command):
@@ -573,6 +626,284 @@ def on_a_terminal(command):
     os.close(terminal)
     expect(status == 0, f"{command[0]} ended with status {status}; it showed {shown[-600:]!r}")
     return shown
+
+
+# ---------------------------------------------------------------------------------------------- cases: mailboxes
+
+OWNERS = ("alice", "bob", "carol")
+
+
+def deliver_to_three(server):
+    """One message for each owner, one for all of them, and one with a blind copy.
+
+    Returns for each owner what is to lie there: the id, those that Delivered-To names, and the text.
+    """
+    alice, bob, carol = (f"{owner}@{DOMAIN}" for owner in OWNERS)
+    tagged = f"Carol+list@{DOMAIN.capitalize()}"
+    lying = {owner: [] for owner in OWNERS}
+    with smtplib_session(server) as client:
+        client.ehlo_or_helo_if_needed()
+        for subject, to, recipients, owners in (
+            ("1 one", alice, [alice], ["alice"]),
+            ("1 one", bob, [bob], ["bob"]),
+            ("1 one", carol, [tagged], ["carol"]),
+            ("2 all", f"{alice}, {bob}, {carol}", [alice, bob, tagged], OWNERS),
+            ("3 blind", alice, [alice, carol], ["alice", "carol"]),
+        ):
+            text = f"From: {SENDER}\r\nTo: {to}\r\nSubject: {subject}\r\n\r\n..\r\ntext for {to}\r\n\r\nGrüße\r\n".encode()
+            identifier = transaction(client, SENDER, recipients, text)
+            # A file that several have names nobody.
+            named = recipients if len(recipients) == 1 else []
+            for owner in owners:
+                lying[owner].append((identifier, named, text))
+    return lying
+
+
+def check_three(server, lying):
+    """Reads the three mailboxes with Python's `mailbox`; returns their messages by owner."""
+    mailboxes = {owner: server.stored(len(lying[owner]), server.mailboxes / owner) for owner in OWNERS}
+    links = {}
+    for owner, messages in mailboxes.items():
+        for identifier, named, text in lying[owner]:
+            key = key_of(messages, identifier)
+            check_message(messages, key, SENDER, named, text, reply_id=identifier)
+            if b"Subject: 3 blind" in text:
+                expect(b"carol" not in messages[key], f"the blind copy shows in that of {owner}: {messages[key]!r}")
+            status = (server.mailboxes / owner / "new" / key).stat()
+            expect(status.st_mode & 0o777 == 0o600, f"mode {status.st_mode:o} of {owner}'s {key}")
+            links.setdefault(identifier, []).append((status.st_ino, status.st_nlink))
+    for identifier, files in links.items():
+        expect(set(files) == {(files[0][0], len(files))}, f"files and links of {identifier}: {files}, which should be one")
+    return mailboxes
+
+
+@case
+def mailboxes():
+    """Three mailboxes, read by Python."""
+    with running("--create-mailboxes", with_mailboxes=True) as server:
+        check_three(server, deliver_to_three(server))
+        made = sorted(os.listdir(server.mailboxes))
+        expect(made == [*OWNERS, "postmaster"], f"mailboxes {made}")
+        server.stored(0)
+
+
+@case
+def mailboxes_in_mutt():
+    with running("--create-mailboxes", with_mailboxes=True) as server:
+        lying = deliver_to_three(server)
+        before = check_three(server, lying)
+        for owner in OWNERS:
+            read = mutt_reads(server, server.mailboxes / owner)
+            wanted = [email.message_from_bytes(text) for _, _, text in lying[owner]]
+            subjects = [message["Subject"] for message in read]
+            expect(subjects == [message["Subject"] for message in wanted], f"mutt copied {subjects} of {owner}")
+            for message, sent, (_, named, _) in zip(read, wanted, lying[owner]):
+                same = message.get_payload(decode=True) == sent.get_payload(decode=True).replace(b"\r\n", b"\n")
+                expect(same, f"mutt reads {message.get_payload(decode=True)!r} in the mailbox of {owner}")
+                expect(message.get_all("Delivered-To", []) == named, f"mutt reads {message.items()} in that of {owner}")
+        expect(check_three(server, lying) == before, "reading changed a mailbox")
+
+
+class Dovecot:
+    """A Dovecot of its own that an ordinary user runs: settings, sockets and log in a temporary directory, one port on
+    loopback. Its users are all who have a Maildir in `mailboxes`. The system's own, if it runs, is not touched."""
+
+    PASSWORD = "secret"
+
+    def __init__(self, mailboxes, user):
+        self.command = [program("dovecot"), "-F", "-c"]
+        version = run("dovecot", "--version").split()[0]
+        if not version.startswith("2.3."):
+            raise NotInstalled(f"Dovecot 2.3 (there is {version}, with other settings)")
+        libraries = run("doveconf", "-c", "/dev/null", "-h", "libexec_dir").strip()
+        if not os.access(f"{libraries}/imap", os.X_OK):
+            raise NotInstalled("Dovecot's IMAP server")
+        account = pwd.getpwnam(user)
+        group = grp.getgrgid(account.pw_gid).gr_name
+        self.port = free_port()
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="interop-dovecot-"))
+        shutil.chown(self.directory, user)
+        self.identity = as_user(user)
+        self.log_path = self.directory / "log"
+        settings = self.directory / "dovecot.conf"
+        settings.write_text(f"""\
+base_dir = {self.directory}/run
+state_dir = {self.directory}/state
+log_path = {self.log_path}
+protocols = imap
+listen = 127.0.0.1
+ssl = no
+disable_plaintext_auth = no
+default_internal_user = {user}
+default_internal_group = {group}
+default_login_user = {user}
+first_valid_uid = {account.pw_uid}
+first_valid_gid = {account.pw_gid}
+mail_location = maildir:{mailboxes}/%n
+passdb {{
+  driver = static
+  args = password={self.PASSWORD}
+}}
+userdb {{
+  driver = static
+  args = uid={user} gid={group} home={self.directory}/home/%n allow_all_users=yes
+}}
+service anvil {{
+  chroot =
+}}
+service imap-urlauth-login {{
+  chroot =
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {self.port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+""")
+        settings.chmod(0o644)
+        self.command.append(str(settings))
+
+    def __enter__(self):
+        with open(self.directory / "output", "wb") as output:
+            how = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output, **self.identity}
+            self.process = subprocess.Popen(self.command, **how)
+        try:
+            wait_until(self.answers, PATIENCE_SECONDS, "Dovecot's greeting")
+        except BaseException:
+            self.__exit__(True)
+            raise
+        return self
+
+    def answers(self):
+        expect(self.process.poll() is None, f"Dovecot ended at start with status {self.process.returncode}")
+        with contextlib.suppress(ConnectionRefusedError):
+            imaplib.IMAP4("127.0.0.1", self.port, PATIENCE_SECONDS).logout()
+            return True
+        return False
+
+    def __exit__(self, *failure):
+        try:
+            self.process.terminate()
+            status = self.process.wait(PATIENCE_SECONDS)
+            trouble = re.findall(r"^.* (?:Warning|Error|Fatal|Panic): (?!Killed with signal 15 ).*$", self.log(), re.M)
+            if any(failure):
+                show_end("Dovecot's log", self.log())
+            else:
+                expect(status == 0, f"Dovecot ended with status {status}")
+                expect(not trouble, f"Dovecot says {trouble[:2]}")
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            shutil.rmtree(self.directory)
+
+    def log(self):
+        paths = [self.directory / "output", self.log_path]
+        return "".join(path.read_text(errors="replace") for path in paths if path.exists())
+
+
+class Imap:
+    """An owner who logged in."""
+
+    def __init__(self, dovecot, owner):
+        self.client = imaplib.IMAP4("127.0.0.1", dovecot.port, PATIENCE_SECONDS)
+        self.ask("login", f"{owner}@{DOMAIN}", dovecot.PASSWORD)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.client.logout()
+
+    def ask(self, command, *arguments):
+        status, answer = getattr(self.client, command)(*arguments)
+        expect(status == "OK", f"{command} {arguments}: {status} {answer}")
+        return answer
+
+    def select(self, folder):
+        """How many messages there are."""
+        return int(self.ask("select", folder)[0])
+
+    def texts(self, item):
+        """Those of all messages, in the form that they have in the files."""
+        parts = [part for part in self.ask("fetch", "1:*", f"({item} RFC822.SIZE)") if isinstance(part, tuple)]
+        for said, text in parts:
+            size = re.search(rb"RFC822\.SIZE (\d+)", said)
+            expect(size and int(size[1]) == len(text), f"{said!r} of {len(text)} octets")
+            expect(b"\n" not in text.replace(b"\r\n", b""), f"line ends in {text!r}")
+        return sorted(text.replace(b"\r\n", b"\n") for _, text in parts)
+
+    def flags(self):
+        """All that any message has, but the one that says that it was not seen before."""
+        answer = b" ".join(self.ask("fetch", "1:*", "(FLAGS)"))
+        return sorted(set(re.findall(rb"\\\w+", answer)) - {rb"\Recent"})
+
+
+@case
+def dovecot():
+    """Three owners log in by IMAP, and what one does with a message leaves the linked copies of the others alone."""
+    user = ordinary_user()
+    with running("--create-mailboxes", with_mailboxes=True, user=user) as server, Dovecot(server.mailboxes, user) as imap:
+        lying = deliver_to_three(server)
+        stored = check_three(server, lying)
+
+        def read(session, owner):
+            count, wanted = session.select("INBOX"), sorted(stored[owner].values())
+            expect(count == len(wanted), f"{count} messages of {owner}, {len(wanted)} wanted")
+            expect_same(session.texts("BODY.PEEK[]"), wanted, f"messages of {owner}")
+            expect(session.flags() == [], f"flags {session.flags()} of what {owner} did not touch")
+            expect_same(session.texts("RFC822"), wanted, f"messages of {owner}, read once more")
+            expect(session.flags() == [rb"\Seen"], f"flags {session.flags()} of what {owner} read")
+
+        def untouched(owner, links):
+            """The messages of an owner who was not there yet are as they were; the one for all has so many links."""
+            maildir = server.mailboxes / owner
+            expect(server.stored(len(stored[owner]), maildir) == stored[owner], f"messages of {owner} changed")
+            key = key_of(stored[owner], lying["bob"][-1][0])
+            found = (maildir / "new" / key).stat().st_nlink
+            expect(found == links, f"{found} links to the message for all, {links} wanted")
+
+        with Imap(imap, "alice") as alice:
+            read(alice, "alice")
+            alice.ask("store", "1:*", "+FLAGS", r"(\Flagged \Answered)")
+            expect(alice.flags() == [rb"\Answered", rb"\Flagged", rb"\Seen"], f"flags {alice.flags()} of alice")
+            untouched("bob", 3)
+            untouched("carol", 3)
+            alice.ask("store", "1:*", "+FLAGS", r"(\Deleted)")
+            alice.ask("expunge")
+            expect(alice.select("INBOX") == 0, "messages are left after EXPUNGE")
+            untouched("bob", 2)
+            untouched("carol", 2)
+        for owner in ("bob", "carol"):
+            with Imap(imap, owner) as session:
+                read(session, owner)
+
+        # A folder takes the mail of its tag from when it is made.
+        with Imap(imap, "alice") as alice, Imap(imap, "bob") as bob, smtplib_session(server) as client:
+            client.ehlo_or_helo_if_needed()
+            alice.ask("create", "list")
+            seen_by_bob = bob.select("INBOX")
+            tagged = [f"{owner}+List@{DOMAIN}" for owner in ("alice", "bob")]
+            identifiers = [transaction(client, SENDER, [recipient], TEXT) for recipient in tagged]
+            messages = server.stored(1, server.mailboxes / "alice" / ".list")
+            check_message(messages, key_of(messages, identifiers[0]), SENDER, tagged[:1], TEXT, reply_id=identifiers[0])
+            expect(alice.select("list") == 1, "messages in the folder")
+            expect_same(alice.texts("RFC822"), list(messages.values()), "what is in the folder")
+            expect(alice.select("INBOX") == 0, "messages beside the folder")
+            # Who has no such folder gets it in the inbox, also while that is open.
+            bob.ask("noop")
+            expect(bob.client.response("EXISTS")[1][-1] == b"%d" % (seen_by_bob + 1), "bob is told of no new message")
+            # And one message for a folder and an inbox is a link in both.
+            identifier = transaction(client, SENDER, tagged, TEXT)
+            expect(alice.select("list") == 2 and bob.select("INBOX") == seen_by_bob + 2, "the message for both")
+            files = list(server.mailboxes.glob(f"**/*{identifier}*"))
+            expect(len({file.stat().st_ino for file in files}) == 1 and len(files) == 2, f"files of one message: {files}")
+            folders = sorted(line.split()[-1] for line in alice.ask("list"))
+            expect(folders == [b"INBOX", b"list"], f"folders {folders}")
 
 
 # ------------------------------------------------------------------------------------- cases: the server's limits
@@ -606,8 +937,7 @@ def memory_200_mb():
         print(f"    resident before {before} KiB, at most {most} KiB")
         expect(most - before < 1024, f"resident memory grew by {most - before} KiB, from {before} KiB")
         messages = server.stored(2)
-        (key,) = [key for key in messages if identifier in key]
-        check_message(messages, key, SENDER, [RECIPIENT], text, reply_id=identifier)
+        check_message(messages, key_of(messages, identifier), SENDER, [RECIPIENT], text, reply_id=identifier)
 
 
 @case
@@ -675,6 +1005,46 @@ def lmtp_by_smtplib():
         check_one(server, SENDER, [RECIPIENT, "second@b.example"], TEXT, "LMTP")
 
 
+@case
+def lmtp_mailboxes():
+    """Each recipient has a reply of its own: one without a mailbox at RCPT, one whose mailbox is broken at the end."""
+    with running("--lmtp", "127.0.0.1:0", with_mailboxes=True) as server:
+        alice, bob, nobody = (f"{name}@{DOMAIN}" for name in ("alice", "bob", "nobody"))
+        maildirs = [server.mailboxes / name for name in ("alice", "bob")]
+        for maildir in maildirs:
+            mailbox.Maildir(maildir, create=True)
+
+        def deliver(client, *last):
+            client.mail(SENDER)
+            taken = [client.rcpt(recipient) for recipient in (alice, nobody, bob)]
+            codes = [code for code, _ in taken]
+            expect(codes == [250, 550, 250], f"replies to RCPT {taken}")
+            expect(taken[1][1].startswith(b"5.1.1 "), f"reply for nobody {taken[1]}")
+            replies = [client.data(TEXT), client.getreply()]
+            expect([code for code, _ in replies] == list(last), f"replies to the message {replies}, {last} wanted")
+            return [reply.decode() for _, reply in replies]
+
+        with smtplib.LMTP(*host_and_port(server.lmtp_address), "client.example", timeout=PATIENCE_SECONDS) as client:
+            client.ehlo_or_helo_if_needed()
+            identifier, again = map(accepted_id, deliver(client, 250, 250))
+            expect(identifier == again, f"one message has two ids, {identifier} and {again}")
+            for maildir in maildirs:
+                messages = server.stored(1, maildir)
+                check_message(messages, key_of(messages, identifier), SENDER, [], TEXT, "LMTP", identifier)
+
+            (maildirs[1] / "new").rename(maildirs[1] / "new-was-here")
+            (maildirs[1] / "new").write_bytes(b"")
+            stored, refused = deliver(client, 250, 451)
+            expect(refused.startswith("4.3.0 "), f"reply for the broken mailbox {refused!r}")
+            messages = server.stored(2, maildirs[0])
+            check_message(messages, key_of(messages, accepted_id(stored)), SENDER, [], TEXT, "LMTP")
+            code, reply = client.quit()
+            expect(code == 221, f"reply to QUIT {code} {reply}")
+        made = sorted(os.listdir(server.mailboxes))
+        expect(made == ["alice", "bob", "postmaster"], f"mailboxes {made}")
+        server.stored(0)
+
+
 class Postfix:
     """A Postfix of its own: configuration, queue and log in a temporary directory, one port on loopback."""
 
@@ -708,8 +1078,7 @@ class Postfix:
         (self.directory / "data").mkdir()
         shutil.chown(self.directory / "data", "postfix")
         self.queue.mkdir()
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         (self.directory / "main.cf").write_text(
             f"compatibility_level = 3.6\nqueue_directory = {self.queue}\ndata_directory = {self.directory}/data\n"
             f"maillog_file = {self.log_path}\nmaillog_file_prefixes = {self.directory}\n"
