@@ -21,7 +21,9 @@ use crate::sweep::Sweeper;
 /// Flushes of files that are under way at once; messages beyond wait for their turn.
 pub const FLUSHES_MAX: usize = 128;
 /// Files that are open at once, unless descriptors are fewer; then sessions wait.
-pub const FILES_MAX: usize = 512;
+pub const FILES_MAX: usize = 2048;
+/// Descriptors of a Maildir that is open: its three directories, and those that it lies in.
+pub const MAILDIR_DESCRIPTORS: usize = 6;
 /// Names that are tried for one message.
 const ATTEMPTS_MAX: u32 = 16;
 /// The destination that is the main Maildir.
@@ -150,7 +152,7 @@ impl<F: FileSystem> Delivery<F> {
 
     /// Moves a copy to `new/`, under a fresh name where the first is taken.
     fn publish(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
-        let Copy { maildir, attempt: created, .. } = self.copies[index];
+        let Copy { maildir, attempt: created, place: Place::Tmp, .. } = self.copies[index] else { return Ok(()) };
         let Directories { tmp, new, .. } = maildirs.open.get(maildir).ok_or(io::ErrorKind::NotFound)?.usable()?;
         let from = self.name(created, Place::Tmp, &maildirs.host);
         for attempt in created.. {
@@ -176,28 +178,19 @@ impl<F: FileSystem> Delivery<F> {
         }
     }
 
-    /// Notes an error that hit some copies, and says so in the log.
-    fn fail(
-        &mut self, doing: &str, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now,
-    ) {
-        let Some(maildir) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
-        maildirs.complain_of(maildir, doing, error, now);
-        if maildir == MAIN_KEY && error.kind() == io::ErrorKind::NotFound {
+    /// Notes an error that hit some copies: refuses them, or all where they belong together, and removes their names.
+    fn fail(&mut self, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now) {
+        let Some(first) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
+        if first == MAIN_KEY && error.kind() == io::ErrorKind::NotFound {
             // The directories themselves are gone.
             (maildirs.checked, maildirs.health) = (None, Health::Failed);
         }
-        self.refuse(reply_to(error), hit, maildirs, now);
-    }
-
-    /// Refuses the copies that were hit, or all where they belong together; their names are removed.
-    fn refuse(&mut self, reply: Reply, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now) {
-        let first = self.copies.iter().find(|&copy| hit(copy)).filter(|_| self.copies.len() > 1 && !self.apart);
-        if let Some(maildir) = first.and_then(|first| maildirs.open.get(first.maildir)) {
-            maildirs.leave_out(maildir.destination.clone(), now);
+        if let Some(maildir) = maildirs.open.get(first).filter(|_| self.copies.len() > 1 && !self.apart) {
+            maildirs.leave_out(maildir.destination.clone(), error, now);
         }
         for index in 0..self.copies.len() {
             if !self.apart || hit(&self.copies[index]) {
-                self.copies[index].failure.get_or_insert(reply);
+                self.copies[index].failure.get_or_insert(reply_to(error));
                 self.unlink(index, maildirs);
             }
         }
@@ -253,7 +246,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Whether new messages are to wait until others are stored.
     pub fn is_full(&self) -> bool {
-        self.files + 3 * (self.maildirs.open.len() - 1) >= self.files_max
+        self.files + MAILDIR_DESCRIPTORS * (self.maildirs.open.len() - 1) >= self.files_max
     }
 
     /// The file system behind it.
@@ -276,21 +269,26 @@ impl<F: FileSystem> Store<F> {
     ) -> usize {
         let destinations = destinations.into_iter();
         let together = !apart && destinations.clone().nth(1).is_some();
-        let mut copies = self.spare.pop().unwrap_or_default();
-        for (body, destination) in destinations.enumerate() {
+        let mut copies: Vec<Copy<F>> = self.spare.pop().unwrap_or_default();
+        for (index, destination) in destinations.enumerate() {
             let opened = self.maildirs.open_destination(destination);
             if let Err((path, error)) = &opened {
                 self.maildirs.complain(path, "open", error, now);
                 if together {
-                    self.maildirs.leave_out(destination.to_owned(), now);
+                    self.maildirs.leave_out(destination.to_owned(), error, now);
                 }
             }
             let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
             let maildir = opened.unwrap_or(usize::MAX);
+            // Another destination may be the same Maildir by another name.
+            let body = copies.iter().position(|copy| copy.maildir == maildir && failure.is_none()).unwrap_or(index);
             copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
         }
         if let Some(failure) = copies.iter().find_map(|copy| copy.failure).filter(|_| !apart) {
-            copies.iter_mut().for_each(|copy| copy.failure = Some(failure));
+            for copy in &mut copies {
+                copy.failure = Some(failure);
+                self.maildirs.release(std::mem::replace(&mut copy.maildir, usize::MAX));
+            }
         }
         self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, waiting: 0 })
     }
@@ -299,17 +297,21 @@ impl<F: FileSystem> Store<F> {
     pub fn append(&mut self, key: usize, content: &[u8], now: Now) {
         let Some(delivery) = self.deliveries.get_mut(key).filter(|_| !content.is_empty()) else { return };
         for index in 0..if delivery.size == 0 { delivery.copies.len() } else { 0 } {
-            let Copy { maildir, failure, .. } = delivery.copies[index];
-            let created = if failure.is_none() { delivery.create(index, &mut self.maildirs) } else { Ok(()) };
+            let Copy { maildir, failure, body, .. } = delivery.copies[index];
+            let is_new = failure.is_none() && body == index;
+            let created = if is_new { delivery.create(index, &mut self.maildirs) } else { Ok(()) };
+            delivery.copies[index].body = delivery.copies[delivery.copies[index].body].body;
             self.files += usize::from(delivery.copies[index].file.is_some());
             if let Err(error) = created {
-                delivery.fail("create", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
+                self.maildirs.complain_of(maildir, "create", &error, now);
+                delivery.fail(&error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for index in 0..delivery.copies.len() {
             let Copy { file: Some(file), failure: None, .. } = &mut delivery.copies[index] else { continue };
             if let Err(error) = self.maildirs.fs.write(file, content) {
-                delivery.fail("write", &error, |copy| copy.body == index, &mut self.maildirs, now);
+                self.maildirs.complain_of(delivery.copies[index].maildir, "write", &error, now);
+                delivery.fail(&error, |copy| copy.body == index, &mut self.maildirs, now);
             }
         }
         delivery.size += content.len() as u64;
@@ -455,7 +457,8 @@ impl<F: FileSystem> Store<F> {
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
         if let Err(error) = result {
             self.maildirs.health = Health::Failed;
-            delivery.fail("flush", &error, |copy| copy.body == body, &mut self.maildirs, now);
+            self.maildirs.complain_of(delivery.copies[body].maildir, "flush", &error, now);
+            delivery.fail(&error, |copy| copy.body == body, &mut self.maildirs, now);
         }
         self.files -= usize::from(delivery.copies.get_mut(body).and_then(|copy| copy.file.take()).is_some());
         delivery.waiting -= 1;
@@ -467,7 +470,8 @@ impl<F: FileSystem> Store<F> {
             let Copy { maildir, failure, .. } = delivery.copies[index];
             let published = if failure.is_none() { delivery.publish(index, &mut self.maildirs) } else { Ok(()) };
             if let Err(error) = published {
-                delivery.fail("move to new/", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
+                self.maildirs.complain_of(maildir, "move to new/", &error, now);
+                delivery.fail(&error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
@@ -489,7 +493,7 @@ impl<F: FileSystem> Store<F> {
             self.maildirs.complain_of(key, "flush of new/ or cur/", error, now);
         }
         let Some(maildir) = self.maildirs.open.get_mut(key) else { return };
-        maildir.flush_failure = maildir.flush_failure.or(result.err().map(|error| reply_to(&error)));
+        maildir.flush_failure = maildir.flush_failure.take().or(result.err());
         maildir.flushes -= 1;
         if maildir.flushes > 0 {
             return;
@@ -505,8 +509,8 @@ impl<F: FileSystem> Store<F> {
         }
         for &message in &group {
             let Some(delivery) = self.deliveries.get_mut(message) else { continue };
-            if let Some(reply) = failure {
-                delivery.refuse(reply, |copy| copy.maildir == key, &mut self.maildirs, now);
+            if let Some(error) = &failure {
+                delivery.fail(error, |copy| copy.maildir == key, &mut self.maildirs, now);
             }
             delivery.waiting -= 1;
             if delivery.waiting == 0 {

@@ -75,8 +75,8 @@ pub trait FileSystem {
     fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)>;
     /// Room on the file system that holds `directory`.
     fn space(&mut self, directory: &Self::Directory) -> io::Result<Space>;
-    /// A number for the file system that `directory` is on.
-    fn device(&mut self, directory: &Self::Directory) -> io::Result<u64>;
+    /// A number for the file system that `directory` is on, and one for the directory there.
+    fn identity(&mut self, directory: &Self::Directory) -> io::Result<(u64, u64)>;
     /// Whether `path` still names `directory` itself, not a newcomer in its place, nor nothing.
     fn is_same(&mut self, path: &Path, directory: &Self::Directory) -> io::Result<bool>;
     /// Begins to list the names in `directory`, which may change meanwhile.
@@ -315,9 +315,10 @@ impl FileSystem for Disk {
         })
     }
 
-    fn device(&mut self, directory: &OwnedFd) -> io::Result<u64> {
+    fn identity(&mut self, directory: &OwnedFd) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(directory)?;
         #[allow(clippy::unnecessary_cast)] // not everywhere
-        Ok(rustix::fs::fstat(directory)?.st_dev as u64)
+        Ok((stat.st_dev as u64, stat.st_ino as u64))
     }
 
     fn is_same(&mut self, path: &Path, directory: &OwnedFd) -> io::Result<bool> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use log::{Level, error, log, warn};
+use rustix::io::Errno;
 use slab::Slab;
 
 use crate::config::Config;
@@ -85,6 +86,8 @@ pub(crate) struct Directories<F: FileSystem> {
 pub(crate) struct Maildir<F: FileSystem> {
     /// What destinations call it; empty for the main one.
     pub(crate) destination: String,
+    /// What tells it, by whatever name: its file system and its number there.
+    identity: (u64, u64),
     pub(crate) path: PathBuf,
     /// That of `new/`.
     new_path: PathBuf,
@@ -99,13 +102,14 @@ pub(crate) struct Maildir<F: FileSystem> {
     pub(crate) moved: Vec<usize>,
     pub(crate) flushing: Vec<usize>,
     pub(crate) flushes: usize,
-    pub(crate) flush_failure: Option<Reply>,
+    pub(crate) flush_failure: Option<io::Error>,
 }
 
 impl<F: FileSystem> Maildir<F> {
     fn new(destination: &str, path: PathBuf) -> Self {
         Self {
             destination: destination.to_owned(),
+            identity: (0, 0),
             new_path: path.join("new"),
             path,
             directories: None,
@@ -201,7 +205,7 @@ impl<F: FileSystem> Maildirs<F> {
         if let Some(path) = &config.mailboxes {
             let at_path = |error| (path.clone(), error);
             let directory = maildirs.fs.open_directory(path, true).map_err(at_path)?;
-            let device = maildirs.fs.device(&directory).map_err(at_path)?;
+            let (device, _) = maildirs.fs.identity(&directory).map_err(at_path)?;
             maildirs.flush_name(&directory);
             maildirs.mailboxes = Some((path.clone(), device));
         }
@@ -221,12 +225,13 @@ impl<F: FileSystem> Maildirs<F> {
     pub(crate) fn open_main(&mut self, start: bool) -> Result<(), PathError> {
         let mut above = Vec::new();
         let (path, root) = self.open_root(MAIN, start, &mut above)?;
-        let device = self.fs.device(&root).map_err(|error| (path.clone(), error))?;
+        let identity = self.fs.identity(&root).map_err(|error| (path.clone(), error))?;
         if start && above.is_empty() {
             self.flush_name(&root);
         }
-        let create = *self.device.get_or_insert(device) == device;
+        let create = *self.device.get_or_insert(identity.0) == identity.0;
         let main = &mut self.open[MAIN_KEY];
+        main.identity = identity;
         main.open(&mut self.fs, root, create, above)?;
         for directory in if start { std::mem::take(&mut main.above) } else { Vec::new() } {
             self.fs.flush_directory(&directory).map_err(|error| (path.clone(), error))?;
@@ -244,6 +249,12 @@ impl<F: FileSystem> Maildirs<F> {
         let mut above = Vec::new();
         let (path, root) = self.open_root(destination, self.create, &mut above)?;
         let mut maildir = Maildir::new(destination, path);
+        maildir.identity = self.fs.identity(&root).map_err(|error| (maildir.path.clone(), error))?;
+        // It may be open by another name.
+        if let Some((key, known)) = self.open.iter_mut().find(|(_, it)| it.identity == maildir.identity) {
+            known.users += 1;
+            return Ok(key);
+        }
         maildir.open(&mut self.fs, root, true, above)?;
         Ok(self.open.insert(maildir))
     }
@@ -273,9 +284,11 @@ impl<F: FileSystem> Maildirs<F> {
                 above.push(self.fs.open_directory_in(&made, c"..", false)?);
                 made
             }
+            // It is not one mailbox that is missing.
+            Err(error) if device.is_some() && is_missing(&error) => return Err(io::Error::other(error)),
             opened => opened?,
         };
-        if device.is_some_and(|device| self.fs.device(&directory).ok() != Some(device)) {
+        if device.is_some() && device != self.fs.identity(&directory).ok().map(|(device, _)| device) {
             return Err(io::Error::other("another file system is in its place"));
         }
         for text in below.split('/').filter(|name| !name.is_empty()) {
@@ -307,19 +320,20 @@ impl<F: FileSystem> Maildirs<F> {
             return Ok(());
         }
         let Err((path, error)) = self.open_root(destination, false, &mut Vec::new()) else { return Ok(()) };
-        match error.kind() {
-            io::ErrorKind::NotFound if create => Ok(()),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Err(Reply::NO_SUCH_MAILBOX),
-            _ => {
-                self.complain(&path, "open", &error, now);
-                Err(Reply::STORAGE_FAILED)
-            }
+        if create && error.kind() == io::ErrorKind::NotFound {
+            return Ok(());
+        } else if is_missing(&error) {
+            return Err(Reply::NO_SUCH_MAILBOX);
         }
+        self.complain(&path, "open", &error, now);
+        Err(Reply::STORAGE_FAILED)
     }
 
-    /// Has a destination take nothing for a while, so that the next try of a message reaches the others.
-    pub(crate) fn leave_out(&mut self, destination: String, now: Now) {
-        if destination != MAIN {
+    /// Has a destination that failed take nothing for a while, so that the next try of a message reaches the others; unless
+    /// it is this process that has no descriptors left.
+    pub(crate) fn leave_out(&mut self, destination: String, error: &io::Error, now: Now) {
+        let errno = Errno::from_io_error(error);
+        if destination != MAIN && !matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) {
             self.failed.push((destination, now.instant + FAILED_TIME));
         }
     }
@@ -390,6 +404,11 @@ impl<F: FileSystem> Maildirs<F> {
         let path = self.open.get(key).map(|maildir| maildir.path.clone()).unwrap_or_default();
         self.complain(&path, doing, error, now);
     }
+}
+
+/// Whether an error says that there is no such directory, nor a way to it.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Removes a name; one that is not there is removed already.

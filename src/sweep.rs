@@ -13,7 +13,7 @@ use crate::maildir::{Directories, Maildirs, PROOF};
 
 /// Age at which a file in `tmp/` is a leftover, after the Maildir specification.
 const LEFTOVER_AGE: Duration = Duration::from_secs(36 * 3600);
-/// How often the main Maildir is looked through.
+/// How often Maildirs are looked through.
 const INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How long sweeps are apart at least, and how much longer for each message that the last one found.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -36,8 +36,8 @@ pub struct Keep {
     pub age: Option<Duration>,
 }
 
-/// Looks through one Maildir after another: the main one at the start and once a day, and where mail is not kept for ever
-/// each one soon after mail came.
+/// Looks through the main Maildir at the start, and daily through those that mail came to, or soon after it came where it is
+/// not kept for ever.
 pub(crate) struct Sweeper<F: FileSystem> {
     keep: Keep,
     sweep: Option<Sweep<F>>,
@@ -76,10 +76,10 @@ impl<F: FileSystem> Sweeper<F> {
 
     /// Notes that mail came.
     pub(crate) fn note(&mut self, destination: &str) {
+        if self.unswept.len() < UNSWEPT_MAX && !self.unswept.iter().any(|known| known == destination) {
+            self.unswept.push(destination.to_owned());
+        }
         if self.keep != Keep::default() {
-            if self.unswept.len() < UNSWEPT_MAX && !self.unswept.iter().any(|known| known == destination) {
-                self.unswept.push(destination.to_owned());
-            }
             self.next = self.next.min(self.from);
         }
     }

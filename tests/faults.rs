@@ -5,7 +5,6 @@
 
 mod model;
 
-use mailchute::Config;
 use mailchute::delivery::{FLUSHES_MAX, MinFree};
 use mailchute::fs::Space;
 use mailchute::smtp::session::Dialect;
@@ -334,7 +333,10 @@ fn each_operation_fails_once_while_mail_goes_to_several_mailboxes() {
                 } else if refused.len() > 1 {
                     // Where a directory's flush fails, all storage is tried again before it takes mail.
                     missing = left_out(&mut world);
-                    let least = usize::from(kind != Kind::EndDirectoryFlush);
+                    // And where this process is out of something, that is no mailbox's fault.
+                    let ours = matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOMEM);
+                    let least = usize::from(kind != Kind::EndDirectoryFlush && !ours);
+                    assert!(!ours || missing.is_empty(), "{told}: {missing:?} are left out");
                     assert!((least..=1).contains(&missing.len()), "{told}: {missing:?} are left out");
                     let hit = |user: &&str| refused.iter().any(|(other, ..)| other.starts_with(user));
                     assert!(missing.iter().all(hit), "{told}: {missing:?}");
@@ -806,20 +808,4 @@ fn a_maildir_that_is_replaced_is_noticed() {
     world.connect(vec![mail(&message(1, 200))]);
     world.run();
     judge(&disk.files("new"), &[message(1, 200)], &[message(1, 200)]).expect("the message in the new one");
-}
-
-/// A table may name a Maildir below many directories, all of which are flushed with its first message.
-#[test]
-fn a_mailbox_deep_below_others_is_made_beside_another() {
-    let table = std::env::temp_dir().join(format!("mailchute-deep-{}", std::process::id()));
-    std::fs::write(&table, "a /mail//1/2/3/4/5/6/7/8\nb /mail//b\n").expect("a table");
-    let config = Config { recipients: Some(table.clone()), create_mailboxes: true, ..with_mailboxes() };
-    let disk = ModelDisk::new(Ends::Told).maildirs(&["/mail/1/2/3/4/5/6/7/8", "/mail/b"], false);
-    let mut world = World::with(config, &disk, MinFree::Usual, 0).expect("a Maildir");
-    std::fs::remove_file(table).expect("the table");
-    let client = world.connect_to(&["a", "b"], Dialect::Smtp, vec![mail(&message(0, 200))]);
-    world.run();
-    assert!(world.clients[client].told.iter().all(|(_, _, reply)| reply.starts_with("250")));
-    let all = [(1, message(0, 200)), (2, message(0, 200))];
-    judge_each(&disk.crash(&mut Choices::default()), &all, &all).expect("the message in both");
 }

@@ -201,6 +201,46 @@ fn a_symbolic_link_that_a_table_names_is_followed() {
 }
 
 #[test]
+fn a_maildir_that_is_named_twice_has_a_message_once() {
+    let place = Place::new();
+    let (alice, link, table) =
+        (place.path().join("boxes/alice"), place.path().join("link"), place.path().join("table"));
+    fs::create_dir_all(&alice).unwrap();
+    symlink(&alice, &link).unwrap();
+    fs::write(&table, format!("sales {}//\nteam {}\n", alice.display(), link.display())).unwrap();
+    let options = ["--domain", "example.org", "--recipients", table.to_str().unwrap()];
+    let (server, _) = start_with_mailboxes(&place, &options);
+    let all = ["alice@example.org", "sales@example.org", "team@example.org"];
+    deliver(&mut server.connect(), &all, "Subject: 1\r\n\r\n");
+    assert_eq!(texts(&alice), ["Subject: 1\n\n"]);
+    // Also a long one, which is not in memory.
+    let long = format!("Subject: 2\r\n\r\n{}", "0123456789\r\n".repeat(20_000));
+    deliver(&mut server.connect(), &all, &long);
+    assert_eq!(texts(&alice).len(), 2);
+    assert_eq!(fs::read_dir(alice.join("tmp")).unwrap().count(), 0);
+    server.stop();
+}
+
+/// A card may have been pulled: nobody's mail is to be refused for ever.
+#[test]
+fn while_the_directory_of_mailboxes_is_gone_all_mail_is_to_come_later() {
+    let place = Place::new();
+    let main = place.path().join("main");
+    let options = ["--domain", "example.org", "--maildir", main.to_str().unwrap()];
+    let (server, mailboxes) = start_with_mailboxes(&place, &options);
+    fs::create_dir(mailboxes.join("alice")).unwrap();
+    let mut client = server.connect();
+    deliver(&mut client, &["alice@example.org"], "Subject: 1\r\n\r\n");
+    let aside = place.path().join("aside");
+    fs::rename(&mailboxes, &aside).unwrap();
+    refuse(&mut client, "alice@example.org", "451 4.3.0");
+    fs::rename(&aside, &mailboxes).unwrap();
+    deliver(&mut client, &["alice@example.org"], "Subject: 2\r\n\r\n");
+    refuse(&mut client, "bob@example.org", "550 5.1.1");
+    server.stop();
+}
+
+#[test]
 fn a_table_is_read_again_on_sighup() {
     let place = Place::new();
     let (alice, bob, table) = (place.path().join("alice"), place.path().join("bob"), place.path().join("table"));

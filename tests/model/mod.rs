@@ -496,8 +496,8 @@ impl FileSystem for ModelDisk {
         Ok(machine.space)
     }
 
-    fn device(&mut self, _: &Handle) -> io::Result<u64> {
-        Ok(1)
+    fn identity(&mut self, directory: &Handle) -> io::Result<(u64, u64)> {
+        Ok((1, directory.inode as u64))
     }
 
     fn is_same(&mut self, path: &Path, directory: &Handle) -> io::Result<bool> {
