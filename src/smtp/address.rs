@@ -201,7 +201,8 @@ fn is_literal(inside: &str) -> bool {
 
 /// `atext` of RFC 5322 3.2.3 and RFC 6531 3.3.
 fn is_atext(character: char) -> bool {
-    character.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(character) || is_utf8_non_ascii(character)
+    let is_special = matches!(character, '!' | '#'..='\'' | '*' | '+' | '-' | '/' | '=' | '?' | '^'..='`' | '{'..='~');
+    character.is_ascii_alphanumeric() || is_special || is_utf8_non_ascii(character)
 }
 
 /// `UTF8-non-ascii` of RFC 6531 3.3 without the control characters among it, and those that end a line or turn its

@@ -106,9 +106,13 @@ impl Reply {
 
     /// Appends the reply with its CRLF.
     pub fn write(self, replies: &mut Vec<u8>) {
-        replies.extend_from_slice(self.0.as_bytes());
-        replies.extend_from_slice(b"\r\n");
+        append(replies, &[self.0, "\r\n"]);
     }
+}
+
+/// Appends texts one behind the other, at a fraction of the cost of `write!`: each message has dozens.
+pub(super) fn append(octets: &mut Vec<u8>, texts: &[&str]) {
+    texts.iter().for_each(|text| octets.extend_from_slice(text.as_bytes()));
 }
 
 impl From<Reply> for &'static str {

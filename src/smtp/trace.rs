@@ -1,55 +1,100 @@
 //! What the server writes on top of a message: its id, where it came from and when (RFC 5321 4.4).
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Gives every message of this process an id that no other process, on any host, gives.
+/// Gives every message of this process an id that no other process, on any host, gives, and its date.
 ///
-/// The middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process id,
-/// `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
+/// The id is the middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process
+/// id, `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
 /// battery, so that time and process id alone repeat, too.
 #[derive(Debug)]
 pub struct MessageIds {
-    last: MessageId,
+    /// What all ids of the process have between their numbers.
+    process: String,
+    sequence: u64,
+    /// When the last message began, in seconds since 1970, and as a date: several begin in one second.
+    seconds: u64,
+    date: String,
 }
 
 impl MessageIds {
     /// Ids of a process, told apart by `random`.
-    pub const fn new(random: u64, process: u32) -> Self {
-        Self { last: MessageId { since: Duration::ZERO, random, process, sequence: 0 } }
+    pub fn new(random: u64, process: u32) -> Self {
+        Self { process: format!("R{random:016x}P{process}Q"), sequence: 0, seconds: u64::MAX, date: String::new() }
     }
 
     /// The next id.
     pub fn next(&mut self, now: SystemTime) -> MessageId {
-        self.last.sequence += 1;
-        self.last.since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.seconds != since.as_secs() {
+            self.seconds = since.as_secs();
+            self.date.clear();
+            write_date(now, &mut self.date);
+        }
+        self.sequence += 1;
+        let mut id = MessageId { seconds: self.seconds, ..MessageId::default() };
+        let mut rest = &mut id.text[..];
+        let mut write = |text: &str| {
+            // It never fails: there is room for the longest.
+            let _ = rest.write_all(text.as_bytes());
+        };
+        write(itoa::Buffer::new().format(self.seconds));
+        write(".M");
+        write(itoa::Buffer::new().format(since.subsec_micros()));
+        write(&self.process);
+        write(itoa::Buffer::new().format(self.sequence));
+        id.octets = MESSAGE_ID_OCTETS_MAX - rest.len();
+        id
+    }
+
+    /// The date of the last message.
+    pub fn date(&self) -> &str {
+        &self.date
     }
 }
 
+/// Octets that the longest numbers need, with the seconds in front.
+const MESSAGE_ID_OCTETS_MAX: usize =
+    "18446744073709551615.M999999R0123456789abcdefP4294967295Q18446744073709551615".len();
+
 /// The id of one message: in its `Received` line, in the reply, in the log and in its file's name.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct MessageId {
-    since: Duration,
-    random: u64,
-    process: u32,
-    sequence: u64,
+    seconds: u64,
+    text: [u8; MESSAGE_ID_OCTETS_MAX],
+    octets: usize,
 }
 
 impl MessageId {
-    /// When the message began, in seconds since 1970: the first part of the unique name.
+    /// When the message began, in seconds since 1970.
     pub const fn seconds(&self) -> u64 {
-        self.since.as_secs()
+        self.seconds
+    }
+
+    /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
+    pub fn unique_name(&self) -> &str {
+        self.text.get(..self.octets).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    }
+
+    /// The id alone, an atom of RFC 5322.
+    pub fn as_str(&self) -> &str {
+        self.unique_name().split_once('.').map_or("", |(_, id)| id)
     }
 }
 
-/// As an atom of RFC 5322.
+/// Blank.
+impl Default for MessageId {
+    fn default() -> Self {
+        Self { seconds: 0, text: [0; MESSAGE_ID_OCTETS_MAX], octets: 0 }
+    }
+}
+
 impl fmt::Display for MessageId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { since, random, process, sequence } = self;
-        write!(formatter, "M{}R{random:016x}P{process}Q{sequence}", since.subsec_micros())
+        formatter.write_str(self.as_str())
     }
 }
 
@@ -74,12 +119,11 @@ impl fmt::Display for Peer {
 }
 
 /// Appends a date of RFC 5322 3.3 in UTC.
-pub fn write_date(now: SystemTime, text: &mut Vec<u8>) {
+pub fn write_date(now: SystemTime, text: &mut String) {
     // A clock before 1970 or beyond the year 9999 has no such date.
     let limit = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    let now = now.clamp(UNIX_EPOCH, limit);
-    let _ = write!(text, "{}", httpdate::HttpDate::from(now));
+    let _ = write!(text, "{}", httpdate::HttpDate::from(now.clamp(UNIX_EPOCH, limit)));
     // HTTP writes the zone as a name, mail as a number.
     text.truncate(text.len() - "GMT".len());
-    text.extend_from_slice(b"+0000");
+    text.push_str("+0000");
 }
