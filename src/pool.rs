@@ -27,6 +27,9 @@ impl Buffers {
 
     /// Takes the memory of `buffer` back, if it has some; what grew is not kept.
     pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() == 0 {
+            return;
+        }
         let mut buffer = std::mem::take(buffer);
         buffer.clear();
         if buffer.capacity() > SMALL_OCTETS {

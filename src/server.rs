@@ -334,9 +334,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
             connection.deadline = now.instant + self.timeout;
-            connection.action = Action::Flush;
+            // There is no need for another turn where the peer has said nothing more.
+            let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;
+            connection.action = if done { Action::Read } else { Action::Flush };
             self.touched.push(key);
-            self.schedule(key);
         }
     }
 
@@ -420,7 +421,8 @@ fn log_outcome(session: &Session, outcome: Outcome, line: &mut String) {
 /// Appends text of a stranger, in quotes and with escapes; few have any to be escaped.
 fn append_quoted(line: &mut String, key: &str, text: &str) {
     line.push_str(key);
-    if text.bytes().all(|octet| matches!(octet, b' '..=b'~') && octet != b'"' && octet != b'\\') {
+    let is_plain = |octet| matches!(octet, b' '..=b'~') & (octet != b'"') & (octet != b'\\');
+    if text.bytes().fold(true, |plain, octet| plain & is_plain(octet)) {
         line.extend(["\"", text, "\""]);
     } else {
         let _ = write!(line, "{text:?}");

@@ -167,12 +167,12 @@ impl Transaction {
 
     /// The forward-paths that were accepted, in order.
     pub fn forward_paths(&self) -> impl Iterator<Item = &str> {
-        self.paths.get(self.reverse_path_octets + 1..).unwrap_or_default().split_terminator('\n')
+        lines(self.paths.get(self.reverse_path_octets + 1..).unwrap_or_default())
     }
 
     /// Where the message goes: each destination once, in order.
     pub fn destinations(&self) -> impl Iterator<Item = &str> {
-        self.destinations.split_terminator('\n')
+        lines(&self.destinations)
     }
 
     /// Adds a destination of the next recipient.
@@ -347,7 +347,11 @@ impl Session {
             let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
             match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
                 Some(reply) => reply.write(replies),
-                None => append(replies, &["250 2.0.0 ", id.as_str(), " Message accepted for delivery\r\n"]),
+                None => {
+                    append(replies, &["250 2.0.0 "]);
+                    replies.extend_from_slice(id.as_bytes());
+                    append(replies, &[" Message accepted for delivery\r\n"]);
+                }
             }
             self.phase = Phase::Answering { left: left - 1, failure };
             if left == 1 {
@@ -646,11 +650,9 @@ impl Session {
             (Dialect::Smtp, false) => "SMTP",
         };
         let login = if self.logged_in { "A" } else { "" };
-        append(
-            content,
-            &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname, " with ", protocol, login],
-        );
-        append(content, &[" id ", transaction.id.as_str()]);
+        append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
+        append(content, &[" with ", protocol, login, " id "]);
+        content.extend_from_slice(transaction.id.as_bytes());
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
             append(content, &[line_end, "\tfor <", forward_path, ">"]);
@@ -777,6 +779,15 @@ impl Session {
             spare.transactions.push(transaction);
         }
     }
+}
+
+/// Texts with LF behind each.
+fn lines(mut texts: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (text, rest) = texts.split_at_checked(memchr(b'\n', texts.as_bytes())?)?;
+        texts = rest.get(1..)?;
+        Some(text)
+    })
 }
 
 /// Whether one more reply surely fits.

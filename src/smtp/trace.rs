@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::str;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Gives every message of this process an id that no other process, on any host, gives, and its date.
@@ -35,17 +36,15 @@ impl MessageIds {
             write_date(now, &mut self.date);
         }
         self.sequence += 1;
-        let mut id = MessageId { seconds: self.seconds, ..MessageId::default() };
+        let [mut seconds, mut microseconds, mut sequence] = [itoa::Buffer::new(); 3];
+        let seconds = seconds.format(self.seconds);
+        let microseconds = microseconds.format(since.subsec_micros());
+        let mut id = MessageId { seconds: self.seconds, before: seconds.len() + 1, ..MessageId::default() };
         let mut rest = &mut id.text[..];
-        let mut write = |text: &str| {
+        for text in [seconds, ".M", microseconds, &self.process, sequence.format(self.sequence)] {
             // It never fails: there is room for the longest.
             let _ = rest.write_all(text.as_bytes());
-        };
-        write(itoa::Buffer::new().format(self.seconds));
-        write(".M");
-        write(itoa::Buffer::new().format(since.subsec_micros()));
-        write(&self.process);
-        write(itoa::Buffer::new().format(self.sequence));
+        }
         id.octets = MESSAGE_ID_OCTETS_MAX - rest.len();
         id
     }
@@ -65,7 +64,9 @@ const MESSAGE_ID_OCTETS_MAX: usize =
 pub struct MessageId {
     seconds: u64,
     text: [u8; MESSAGE_ID_OCTETS_MAX],
+    /// Octets of the text that are used, and those of them before the id.
     octets: usize,
+    before: usize,
 }
 
 impl MessageId {
@@ -75,20 +76,25 @@ impl MessageId {
     }
 
     /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
-    pub fn unique_name(&self) -> &str {
-        self.text.get(..self.octets).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    pub fn unique_name(&self) -> &[u8] {
+        self.text.get(..self.octets).unwrap_or_default()
     }
 
     /// The id alone, an atom of RFC 5322.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.text.get(self.before..self.octets).unwrap_or_default()
+    }
+
+    /// The same.
     pub fn as_str(&self) -> &str {
-        self.unique_name().split_once('.').map_or("", |(_, id)| id)
+        str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 
 /// Blank.
 impl Default for MessageId {
     fn default() -> Self {
-        Self { seconds: 0, text: [0; MESSAGE_ID_OCTETS_MAX], octets: 0 }
+        Self { seconds: 0, text: [0; MESSAGE_ID_OCTETS_MAX], octets: 0, before: 0 }
     }
 }
 
