@@ -395,6 +395,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 }
 
 /// Logs what became of a message, with its first recipient and how many there are; `line` lends its memory.
+#[inline(never)]
 fn log_outcome(session: &Session, outcome: Outcome, line: &mut String) {
     let Some(transaction) = session.transaction().filter(|_| log_enabled!(Level::Info)) else { return };
     let what = match outcome {

@@ -347,11 +347,7 @@ impl Session {
             let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
             match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
                 Some(reply) => reply.write(replies),
-                None => {
-                    append(replies, &["250 2.0.0 "]);
-                    replies.extend_from_slice(id.as_bytes());
-                    append(replies, &[" Message accepted for delivery\r\n"]);
-                }
+                None => append(replies, &["250 2.0.0 ", id.as_str(), " Message accepted for delivery\r\n"]),
             }
             self.phase = Phase::Answering { left: left - 1, failure };
             if left == 1 {
@@ -651,8 +647,7 @@ impl Session {
         };
         let login = if self.logged_in { "A" } else { "" };
         append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
-        append(content, &[" with ", protocol, login, " id "]);
-        content.extend_from_slice(transaction.id.as_bytes());
+        append(content, &[" with ", protocol, login, " id ", transaction.id.as_str()]);
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
             append(content, &[line_end, "\tfor <", forward_path, ">"]);

@@ -1,10 +1,11 @@
 //! What the server writes on top of a message: its id, where it came from and when (RFC 5321 4.4).
 
 use std::fmt::{self, Write as _};
-use std::io::Write as _;
 use std::net::IpAddr;
-use std::str;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arrayvec::ArrayString;
+use itoa::Buffer;
 
 /// Gives every message of this process an id that no other process, on any host, gives, and its date.
 ///
@@ -36,16 +37,14 @@ impl MessageIds {
             write_date(now, &mut self.date);
         }
         self.sequence += 1;
-        let [mut seconds, mut microseconds, mut sequence] = [itoa::Buffer::new(); 3];
+        let [mut seconds, mut microseconds, mut sequence] = [Buffer::new(); 3];
         let seconds = seconds.format(self.seconds);
         let microseconds = microseconds.format(since.subsec_micros());
         let mut id = MessageId { seconds: self.seconds, before: seconds.len() + 1, ..MessageId::default() };
-        let mut rest = &mut id.text[..];
         for text in [seconds, ".M", microseconds, &self.process, sequence.format(self.sequence)] {
             // It never fails: there is room for the longest.
-            let _ = rest.write_all(text.as_bytes());
+            let _ = id.unique_name.try_push_str(text);
         }
-        id.octets = MESSAGE_ID_OCTETS_MAX - rest.len();
         id
     }
 
@@ -55,17 +54,13 @@ impl MessageIds {
     }
 }
 
-/// Octets that the longest numbers need, with the seconds in front.
-const MESSAGE_ID_OCTETS_MAX: usize =
-    "18446744073709551615.M999999R0123456789abcdefP4294967295Q18446744073709551615".len();
-
 /// The id of one message: in its `Received` line, in the reply, in the log and in its file's name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct MessageId {
     seconds: u64,
-    text: [u8; MESSAGE_ID_OCTETS_MAX],
-    /// Octets of the text that are used, and those of them before the id.
-    octets: usize,
+    /// Room for the longest numbers.
+    unique_name: ArrayString<80>,
+    /// Octets of it before the id.
     before: usize,
 }
 
@@ -76,25 +71,13 @@ impl MessageId {
     }
 
     /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
-    pub fn unique_name(&self) -> &[u8] {
-        self.text.get(..self.octets).unwrap_or_default()
+    pub fn unique_name(&self) -> &str {
+        &self.unique_name
     }
 
     /// The id alone, an atom of RFC 5322.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.text.get(self.before..self.octets).unwrap_or_default()
-    }
-
-    /// The same.
     pub fn as_str(&self) -> &str {
-        str::from_utf8(self.as_bytes()).unwrap_or_default()
-    }
-}
-
-/// Blank.
-impl Default for MessageId {
-    fn default() -> Self {
-        Self { seconds: 0, text: [0; MESSAGE_ID_OCTETS_MAX], octets: 0, before: 0 }
+        self.unique_name.get(self.before..).unwrap_or_default()
     }
 }
 
