@@ -151,7 +151,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
-            connection.session.greet(&self.settings, now.wall, &mut connection.replies);
+            connection.session.greet(&self.settings, self.ids.date(now.wall), &mut connection.replies);
         }
         let key = self.connections.insert(connection);
         self.schedule(key);

@@ -11,7 +11,7 @@ use super::command::{Command, Hello, MailParameters, Syntax, foreign, login};
 use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
 use super::reply::{Reply, append};
-use super::trace::{MessageId, MessageIds, Peer, write_date};
+use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
@@ -46,8 +46,7 @@ pub struct Settings {
     pub transactions_max: Option<u32>,
     /// Whether the RFC is kept to the letter.
     pub strict: bool,
-    /// Whether a message with a lone CR or LF in it is read to its true end, then refused with `550 5.6.11`. Else an LF
-    /// is stored as a line end and a CR as a space: devices do send them.
+    /// Whether a message with a lone CR or LF is refused at its true end. Else they become a space or a line end.
     pub reject_bare_newline: bool,
     /// How line ends are stored.
     pub line_end: LineEnd,
@@ -189,25 +188,32 @@ impl Transaction {
 /// What the next octets are.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// A command.
     Command,
     /// The rest of a command line that was too long.
     LongLine,
     /// The text of a message, up to its end.
     Data,
     /// Octets of a BDAT chunk (RFC 3030).
-    Chunk { left: u64, last: bool, announced: u64 },
+    Chunk {
+        left: u64,
+        last: bool,
+        announced: u64,
+    },
     /// In base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
-    Login { user_name: bool },
+    Login {
+        user_name: bool,
+    },
     /// Nothing: the message is on its way to the store.
     Delivering,
     /// Nothing before so many recipients are answered, in LMTP each of them: that it failed for all, or what its shares say.
-    Answering { left: usize, failure: Option<Reply> },
-    /// Nothing any more.
+    Answering {
+        left: usize,
+        failure: Option<Reply>,
+    },
     Closed,
 }
 
-/// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
+/// The state of one connection. Idle it owns nothing on the heap but its `origin`.
 #[derive(Debug)]
 pub struct Session {
     /// Its number, as the log names it.
@@ -252,11 +258,9 @@ impl Session {
     }
 
     /// Writes the greeting (RFC 5321 4.3.1).
-    pub fn greet(&self, settings: &Settings, now: SystemTime, replies: &mut Vec<u8>) {
-        let protocol = if self.is_lmtp() { "LMTP" } else { "ESMTP" };
-        let mut date = String::new();
-        write_date(now, &mut date);
-        append(replies, &["220 ", &settings.hostname, " ", protocol, " mailchute ready; ", &date, "\r\n"]);
+    pub fn greet(&self, settings: &Settings, date: &str, replies: &mut Vec<u8>) {
+        let protocol = if self.is_lmtp() { " LMTP" } else { " ESMTP" };
+        append(replies, &["220 ", &settings.hostname, protocol, " mailchute ready; ", date, "\r\n"]);
     }
 
     /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
@@ -492,10 +496,8 @@ impl Session {
         self.introduce(name, turn.spare);
         let code = if hello == Hello::Helo { "250 " } else { "250-" };
         let (before, behind) = if name.is_empty() { ("(", ")") } else { ("", "") };
-        append(
-            replies,
-            &[code, &settings.hostname, " Hello ", before, &self.origin, behind, ", pleased to meet you\r\n"],
-        );
+        append(replies, &[code, &settings.hostname, " Hello ", before, &self.origin, behind]);
+        append(replies, &[", pleased to meet you\r\n"]);
         if hello == Hello::Helo {
             return Ok(());
         }
@@ -572,16 +574,16 @@ impl Session {
         if !transaction.smtp_utf8 && !path.is_ascii() {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
         }
-        let Transaction { destinations, destinations_count, shares, .. } = transaction;
-        let before = (destinations.len(), *destinations_count, shares.len());
+        let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
+        let destinations_count = transaction.destinations_count;
         let mut found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
         if transaction.destinations_count > DESTINATIONS_MAX {
             found = Err(Reply::TOO_MANY_RECIPIENTS.0);
         }
         if let Err(line) = found {
-            transaction.destinations.truncate(before.0);
-            transaction.destinations_count = before.1;
-            transaction.shares.truncate(before.2);
+            transaction.destinations.truncate(destinations);
+            transaction.destinations_count = destinations_count;
+            transaction.shares.truncate(shares);
             append(replies, &[line, "\r\n"]);
             // Whoever writes this code means what it says (RFC 5321 4.2.3).
             if line.starts_with("421") {
@@ -638,21 +640,20 @@ impl Session {
                 append(content, &["Delivered-To: ", forward_path, line_end]);
             }
         }
-        let protocol = match (self.dialect, transaction.smtp_utf8) {
-            (Dialect::Lmtp, true) => "UTF8LMTP",
-            (Dialect::Lmtp, false) => "LMTP",
-            (Dialect::Smtp, true) => "UTF8SMTP",
-            (Dialect::Smtp, false) if self.logged_in || self.hello == Some(Hello::Ehlo) => "ESMTP",
-            (Dialect::Smtp, false) => "SMTP",
+        let utf8 = if transaction.smtp_utf8 { "UTF8" } else { "" };
+        let protocol = match self.dialect {
+            Dialect::Lmtp => "LMTP",
+            Dialect::Smtp if utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) => "ESMTP",
+            Dialect::Smtp => "SMTP",
         };
         let login = if self.logged_in { "A" } else { "" };
         append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
-        append(content, &[" with ", protocol, login, " id ", transaction.id.as_str()]);
+        append(content, &[" with ", utf8, protocol, login, " id ", transaction.id.as_str()]);
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
             append(content, &[line_end, "\tfor <", forward_path, ">"]);
         }
-        append(content, &[";", line_end, "\t", turn.ids.date(), line_end]);
+        append(content, &[";", line_end, "\t", turn.ids.date(turn.now), line_end]);
     }
 
     /// Text of a message, as far as it goes, or of a chunk that can't be taken, which is dropped: returns how many

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arrayvec::ArrayString;
 use itoa::Buffer;
 
-/// Gives every message of this process an id that no other process, on any host, gives, and its date.
+/// Gives every message of this process an id that no other process, on any host, gives. It also keeps the date.
 ///
 /// The id is the middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process
 /// id, `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
@@ -17,30 +17,26 @@ pub struct MessageIds {
     /// What all ids of the process have between their numbers.
     process: String,
     sequence: u64,
-    /// When the last message began, in seconds since 1970, and as a date: several begin in one second.
-    seconds: u64,
+    /// The last date, and its seconds since 1970: many are the same.
     date: String,
+    date_seconds: u64,
 }
 
 impl MessageIds {
     /// Ids of a process, told apart by `random`.
     pub fn new(random: u64, process: u32) -> Self {
-        Self { process: format!("R{random:016x}P{process}Q"), sequence: 0, seconds: u64::MAX, date: String::new() }
+        let process = format!("R{random:016x}P{process}Q");
+        Self { process, sequence: 0, date: String::new(), date_seconds: u64::MAX }
     }
 
     /// The next id.
     pub fn next(&mut self, now: SystemTime) -> MessageId {
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        if self.seconds != since.as_secs() {
-            self.seconds = since.as_secs();
-            self.date.clear();
-            write_date(now, &mut self.date);
-        }
         self.sequence += 1;
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let [mut seconds, mut microseconds, mut sequence] = [Buffer::new(); 3];
-        let seconds = seconds.format(self.seconds);
+        let seconds = seconds.format(since.as_secs());
         let microseconds = microseconds.format(since.subsec_micros());
-        let mut id = MessageId { seconds: self.seconds, before: seconds.len() + 1, ..MessageId::default() };
+        let mut id = MessageId { seconds: since.as_secs(), before: seconds.len() + 1, ..MessageId::default() };
         for text in [seconds, ".M", microseconds, &self.process, sequence.format(self.sequence)] {
             // It never fails: there is room for the longest.
             let _ = id.unique_name.try_push_str(text);
@@ -48,8 +44,19 @@ impl MessageIds {
         id
     }
 
-    /// The date of the last message.
-    pub fn date(&self) -> &str {
+    /// The date as RFC 5322 3.3 has it, in UTC.
+    pub fn date(&mut self, now: SystemTime) -> &str {
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if self.date_seconds != seconds {
+            self.date_seconds = seconds;
+            // After the year 9999 there is no such date.
+            let now = UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799));
+            self.date.clear();
+            let _ = write!(self.date, "{}", httpdate::HttpDate::from(now));
+            // HTTP writes the zone as a name, mail as a number.
+            self.date.truncate(self.date.len() - "GMT".len());
+            self.date.push_str("+0000");
+        }
         &self.date
     }
 }
@@ -105,14 +112,4 @@ impl fmt::Display for Peer {
             Self::Local => formatter.write_str("local"),
         }
     }
-}
-
-/// Appends a date of RFC 5322 3.3 in UTC.
-pub fn write_date(now: SystemTime, text: &mut String) {
-    // A clock before 1970 or beyond the year 9999 has no such date.
-    let limit = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    let _ = write!(text, "{}", httpdate::HttpDate::from(now.clamp(UNIX_EPOCH, limit)));
-    // HTTP writes the zone as a name, mail as a number.
-    text.truncate(text.len() - "GMT".len());
-    text.push_str("+0000");
 }
