@@ -334,9 +334,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
             connection.deadline = now.instant + self.timeout;
-            connection.action = Action::Flush;
+            // There is no need for another turn where the peer has said nothing more.
+            let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;
+            connection.action = if done { Action::Read } else { Action::Flush };
             self.touched.push(key);
-            self.schedule(key);
         }
     }
 
