@@ -105,6 +105,7 @@ impl Default for Config {
                 hostname: system_hostname(),
                 message_octets_max: 25 << 20,
                 recipients_max: 1000,
+                destinations_max: 128,
                 envelope_octets_max: 64 << 10,
                 transactions_max: None,
                 strict: false,

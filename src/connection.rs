@@ -19,7 +19,6 @@ pub struct Connection<T> {
     /// What the session wants next: only with `Read` is `unread` not enough to go on, with `Deliver` its message is on
     /// its way to the store, and with `Close` it ends as soon as its replies are sent.
     pub(crate) action: Action,
-    /// What the socket may be ready for.
     pub(crate) ready: Readiness,
     /// Replies that the socket has not taken yet.
     pub(crate) replies: Vec<u8>,
@@ -33,7 +32,6 @@ pub struct Connection<T> {
     pub(crate) deadline: Instant,
     /// It is on a list of those that have work in a next turn.
     pub(crate) scheduled: bool,
-    /// Messages of this connection that were stored.
     pub(crate) stored: u64,
 }
 

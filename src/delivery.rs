@@ -3,10 +3,10 @@
 //! `ARCHITECTURE.md` says why in this order, and what each file system makes of it.
 
 use std::ffi::CString;
-use std::fmt::Write as _;
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
+use itoa::Buffer;
 use log::{error, info};
 use slab::Slab;
 
@@ -115,12 +115,10 @@ impl<F: FileSystem> Delivery<F> {
 
     /// A name in `tmp/`, and with the size added in `new/`: `seconds.id.host,S=size`.
     fn name(&self, attempt: u32, place: Place, host: &str) -> Name {
-        let mut name = Name::new();
-        // It never fails: what finds no room is left out, and there is room.
-        let _ = write!(name, "{}.{}", self.id.seconds(), self.id);
-        let _ = if attempt > 0 { write!(name, "A{attempt}.{host}") } else { write!(name, ".{host}") };
-        let _ = if place == Place::New { write!(name, ",S={}", self.size) } else { Ok(()) };
-        name
+        let (mut again, mut size) = (Buffer::new(), Buffer::new());
+        let again = if attempt > 0 { ["A", again.format(attempt)] } else { [""; 2] };
+        let size = if place == Place::New { [",S=", size.format(self.size)] } else { [""; 2] };
+        Name::new(&[self.id.unique_name(), again[0], again[1], ".", host, size[0], size[1]])
     }
 
     /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own.

@@ -21,7 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
-use crate::delivery::{FILES_MAX, Now, Store};
+use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
 use crate::recipients::Recipients;
@@ -163,7 +163,10 @@ impl EventLoop {
         let opened = Store::open(Disk::new(config.sync), &config, random);
         let opened = opened.and_then(|mut store| store.prove().map(|()| store));
         let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
-        store.limit_files(share_descriptors(&mut config.connections_max));
+        let files_max = share_descriptors(&mut config.connections_max);
+        store.limit_files(files_max);
+        let destinations_max = (files_max / MAILDIR_DESCRIPTORS).max(1);
+        config.protocol.destinations_max = config.protocol.destinations_max.min(destinations_max);
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
         watch(&poll, &reloads, RELOADS, Interest::READABLE)?;

@@ -1,11 +1,11 @@
 //! Maildirs: the names of their files, their directories held open, and what is known of the disk below them.
 
 use std::ffi::CStr;
-use std::fmt::{self, Write as _};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use arrayvec::ArrayString;
 use log::{Level, error, log, warn};
 use rustix::io::Errno;
 use slab::Slab;
@@ -31,32 +31,19 @@ pub(crate) const MAIN_KEY: usize = 0;
 /// An error with the path that it speaks of.
 pub type PathError = (PathBuf, io::Error);
 
-/// A file name as the system takes it, on the stack.
-#[derive(Clone)]
-pub(crate) struct Name {
-    /// Zero behind the name, and so at least once.
-    octets: [u8; 256],
-    length: usize,
-}
+/// A file name with the zero behind it that the system wants, on the stack. One that finds no room names nothing.
+#[derive(Clone, Default)]
+pub(crate) struct Name(ArrayString<256>);
 
 impl Name {
-    pub(crate) const fn new() -> Self {
-        Self { octets: [0; 256], length: 0 }
+    pub(crate) fn new(parts: &[&str]) -> Self {
+        let mut name = Self::default();
+        let fits = parts.iter().chain(&["\0"]).all(|part| name.0.try_push_str(part).is_ok());
+        if fits { name } else { Self::default() }
     }
 
     pub(crate) fn as_c_str(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.octets).unwrap_or_default()
-    }
-}
-
-/// What finds no room is left out.
-impl fmt::Write for Name {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.octets.len() - 1 - self.length;
-        let text = &text.as_bytes()[..text.len().min(room)];
-        self.octets[self.length..][..text.len()].copy_from_slice(text);
-        self.length += text.len();
-        Ok(())
+        CStr::from_bytes_until_nul(self.0.as_bytes()).unwrap_or_default()
     }
 }
 
@@ -292,9 +279,7 @@ impl<F: FileSystem> Maildirs<F> {
             return Err(io::Error::other("another file system is in its place"));
         }
         for text in below.split('/').filter(|name| !name.is_empty()) {
-            let mut name = Name::new();
-            let _ = name.write_str(text);
-            let inner = self.fs.open_directory_in(&directory, name.as_c_str(), create)?;
+            let inner = self.fs.open_directory_in(&directory, Name::new(&[text]).as_c_str(), create)?;
             let outer = std::mem::replace(&mut directory, inner);
             above.extend(create.then_some(outer));
         }

@@ -255,7 +255,7 @@ impl Table {
             }
             let (name, value) = first_word(rule);
             let rule = match first_word(value) {
-                ("reject", "") => Rule::Reply(Reply::NO_SUCH_MAILBOX.to_string(), Cell::new(u32::MAX)),
+                ("reject", "") => Rule::Reply(Reply::NO_SUCH_MAILBOX.0.to_owned(), Cell::new(u32::MAX)),
                 ("discard", "") => Rule::Targets(Vec::new()),
                 ("reply", reply) => reply_rule(reply).ok_or_else(|| {
                     wrong(reply, "is no reply such as `452 4.2.2 Mailbox full`, perhaps with `for 3`")

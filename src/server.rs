@@ -1,10 +1,11 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use log::{debug, info};
+use log::{Level, debug, info, log_enabled};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
@@ -58,6 +59,7 @@ pub struct Server<T, F: FileSystem> {
     timeout: Duration,
     ids: MessageIds,
     spare: Spare,
+    log_line: String,
     /// For what one read brings, behind what was left of the one before.
     input: Box<[u8]>,
     buffers: Buffers,
@@ -87,6 +89,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             timeout: config.timeout,
             ids,
             spare: Spare::default(),
+            log_line: String::new(),
             input: vec![0; BLOCK_OCTETS].into_boxed_slice(),
             buffers: Buffers::default(),
             look: Instant::now(),
@@ -148,7 +151,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
-            connection.session.greet(&self.settings, now.wall, &mut connection.replies);
+            connection.session.greet(&self.settings, self.ids.date(now.wall), &mut connection.replies);
         }
         let key = self.connections.insert(connection);
         self.schedule(key);
@@ -325,15 +328,16 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Tells a session what became of its message.
     fn delivered(&mut self, key: usize, outcome: Outcome, now: Now) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        log_outcome(&connection.session, outcome);
+        log_outcome(&connection.session, outcome, &mut self.log_line);
         self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
             connection.deadline = now.instant + self.timeout;
-            connection.action = Action::Flush;
+            // There is no need for another turn where the peer has said nothing more.
+            let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;
+            connection.action = if done { Action::Read } else { Action::Flush };
             self.touched.push(key);
-            self.schedule(key);
         }
     }
 
@@ -390,22 +394,38 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     }
 }
 
-/// The line of a message in the log, with its first recipient and how many there are.
+/// Logs what became of a message, with its first recipient and how many there are; `line` lends its memory.
 #[inline(never)]
-fn log_outcome(session: &Session, outcome: Outcome) {
-    let Some(transaction) = session.transaction() else { return };
-    let (name, id, from, size) = (session.id, transaction.id, transaction.reverse_path(), transaction.octets);
-    let (to, more) = (transaction.forward_paths().next().unwrap_or_default(), transaction.recipients);
+fn log_outcome(session: &Session, outcome: Outcome, line: &mut String) {
+    let Some(transaction) = session.transaction().filter(|_| log_enabled!(Level::Info)) else { return };
+    let what = match outcome {
+        Outcome::Stored => " stored id=",
+        Outcome::Refused(_) => " refused id=",
+        Outcome::Missing(..) => " missing id=",
+    };
+    line.clear();
+    line.extend(["session=", itoa::Buffer::new().format(session.id), what, transaction.id.as_str()]);
+    if let Outcome::Missing(destination, _) = outcome {
+        append_quoted(line, " mailbox=", transaction.destinations().nth(destination).unwrap_or_default());
+    } else {
+        append_quoted(line, " from=", transaction.reverse_path());
+        append_quoted(line, " to=", transaction.forward_paths().next().unwrap_or_default());
+        line.extend([" recipients=", itoa::Buffer::new().format(transaction.recipients)]);
+    }
     match outcome {
-        Outcome::Missing(destination, reply) => {
-            let to = transaction.destinations().nth(destination).unwrap_or_default();
-            info!("session={name} missing id={id} mailbox={to:?} reply=\"{reply}\"");
-        }
-        Outcome::Stored => {
-            info!("session={name} stored id={id} from={from:?} to={to:?} recipients={more} size={size}");
-        }
-        Outcome::Refused(reply) => {
-            info!("session={name} refused id={id} from={from:?} to={to:?} recipients={more} reply=\"{reply}\"");
-        }
+        Outcome::Stored => line.extend([" size=", itoa::Buffer::new().format(transaction.octets)]),
+        Outcome::Refused(reply) | Outcome::Missing(_, reply) => line.extend([" reply=\"", reply.0, "\""]),
+    }
+    info!("{line}");
+}
+
+/// Appends text of a stranger, in quotes and with escapes; few have any to be escaped.
+fn append_quoted(line: &mut String, key: &str, text: &str) {
+    line.push_str(key);
+    let is_plain = |octet| matches!(octet, b' '..=b'~') & (octet != b'"') & (octet != b'\\');
+    if text.bytes().fold(true, |plain, octet| plain & is_plain(octet)) {
+        line.extend(["\"", text, "\""]);
+    } else {
+        let _ = write!(line, "{text:?}");
     }
 }

@@ -505,7 +505,7 @@ fn scan(message: &[u8]) -> (bool, bool) {
         message.chunks(octets).for_each(|part| parts.scan(part));
         assert_eq!(parts, whole, "in parts of {octets}");
     }
-    (whole.is_mail_loop(), whole.ended())
+    (whole.is_mail_loop(), whole.ended)
 }
 
 #[test]

@@ -711,7 +711,7 @@ fn ended_by_the_server() {
         } else {
             driver.session.close(reply, &mut replies);
         }
-        assert_eq!(replies, format!("{reply}\r\n").into_bytes());
+        assert_eq!(replies, format!("{}\r\n", reply.0).into_bytes());
         driver.receive(b"EHLO x\r\n");
         assert!(driver.closed);
         assert_eq!(codes(&driver), [220]);

@@ -138,7 +138,7 @@ fn after_local_part(text: &str, syntax: Syntax) -> Option<&str> {
     let rest = if let Some(quoted) = text.strip_prefix('"') {
         after_quoted(quoted)?
     } else {
-        let rest = text.trim_start_matches(|character| character == '.' || is_atext(character));
+        let rest = text.trim_start_matches(|character| is_atext(character) || character == '.');
         if syntax.strict && text.strip_suffix(rest)?.split('.').any(str::is_empty) {
             return None;
         }
@@ -169,16 +169,13 @@ pub(super) fn after_domain(text: &str, syntax: Syntax) -> Option<&str> {
         let (content, rest) = inside.split_once(']')?;
         (is_literal(content), rest)
     } else {
-        let rest = text.trim_start_matches(|character| {
-            is_ldh(character)
-                || is_utf8_non_ascii(character)
-                || character == '.'
-                || (character == '_' && !syntax.strict)
-        });
-        let name = text.strip_suffix(rest)?;
-        let relative = if syntax.strict { name } else { name.strip_suffix('.').unwrap_or(name) };
-        let hyphens = |label: &str| syntax.strict && (label.starts_with('-') || label.ends_with('-'));
-        (!relative.split('.').any(|label| label.is_empty() || hyphens(label)), rest)
+        let is_part = |character| is_ldh(character) || character == '.' || (character == '_' && !syntax.strict);
+        let rest = text.trim_start_matches(|character| is_part(character) || is_utf8_non_ascii(character));
+        let name = text.as_bytes().get(..text.len() - rest.len())?;
+        let relative = if syntax.strict { name } else { name.strip_suffix(b".").unwrap_or(name) };
+        let hyphens = |label: &[u8]| syntax.strict && (label.starts_with(b"-") || label.ends_with(b"-"));
+        let mut labels = relative.split(|&octet| octet == b'.');
+        (!labels.any(|label| label.is_empty() || hyphens(label)), rest)
     };
     (good && text.len() - rest.len() <= DOMAIN_OCTETS_MAX).then_some(rest)
 }
@@ -201,7 +198,9 @@ fn is_literal(inside: &str) -> bool {
 
 /// `atext` of RFC 5322 3.2.3 and RFC 6531 3.3.
 fn is_atext(character: char) -> bool {
-    character.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(character) || is_utf8_non_ascii(character)
+    character.is_ascii_alphanumeric()
+        || matches!(character, '!' | '#'..='\'' | '*' | '+' | '-' | '/' | '=' | '?' | '^'..='`' | '{'..='~')
+        || is_utf8_non_ascii(character)
 }
 
 /// `UTF8-non-ascii` of RFC 6531 3.3 without the control characters among it, and those that end a line or turn its

@@ -99,10 +99,9 @@ impl<'a> Command<'a> {
         // What isn't UTF-8 has a place in no argument, just as this control character.
         let argument = syntax.skip_blanks(str::from_utf8(parts.next().unwrap_or_default()).unwrap_or("\0"));
         let mut verb = [0; "STARTTLS".len()];
-        let verb = verb.get_mut(..word.len()).ok_or(Reply::UNRECOGNIZED)?;
-        verb.copy_from_slice(word);
+        verb.get_mut(..word.len()).ok_or(Reply::UNRECOGNIZED)?.copy_from_slice(word);
         verb.make_ascii_uppercase();
-        match &*verb {
+        match &verb[..word.len()] {
             b"HELO" => hello(Hello::Helo, argument, syntax),
             b"EHLO" => hello(Hello::Ehlo, argument, syntax),
             b"LHLO" => hello(Hello::Lhlo, argument, syntax),

@@ -8,60 +8,51 @@ pub const RECEIVED_MAX: u32 = 100;
 /// The start of such a line, in lower case.
 const RECEIVED: &[u8] = b"received:";
 
-/// What of the line was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    /// So many octets of `Received:`, and nothing else.
-    Matched(u8),
-    /// Anything else, up to its LF.
-    Other,
-    /// A CR and nothing else, where messages are stored with CRLF.
-    Cr,
-    /// The empty line that ends the header section.
-    Body,
-}
+/// Stands for a line that begins otherwise.
+const OTHER: u8 = u8::MAX;
 
 /// Counts `Received:` lines in the runs of a [`DataDecoder`](super::data::DataDecoder), cut anyhow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeaderScanner {
-    line: Line,
+    /// So many octets of `Received:` are the line so far, or it is another one.
+    matched: u8,
     received: u32,
-}
-
-/// Before the first octet of a message.
-impl Default for HeaderScanner {
-    fn default() -> Self {
-        Self { line: Line::Matched(0), received: 0 }
-    }
+    /// The empty line behind the header section was read.
+    pub ended: bool,
 }
 
 impl HeaderScanner {
     /// Reads the run that follows; nothing is done once the header section has ended.
     #[inline]
-    pub fn scan(&mut self, mut run: &[u8]) {
-        while !self.ended() {
-            let Some((&octet, rest)) = run.split_first() else { return };
-            run = rest;
-            self.line = match (self.line, octet) {
-                (Line::Matched(0) | Line::Cr, b'\n') => Line::Body,
-                (_, b'\n') => Line::Matched(0),
-                (Line::Matched(0), b'\r') => Line::Cr,
-                (Line::Matched(n), _) if RECEIVED.get(usize::from(n)) == Some(&octet.to_ascii_lowercase()) => {
-                    let whole = usize::from(n) + 1 == RECEIVED.len();
-                    self.received = self.received.saturating_add(whole.into());
-                    Line::Matched(n + 1)
-                }
-                _ => {
-                    run = memchr(b'\n', run).map_or(&[], |end| &run[end..]);
-                    Line::Other
-                }
-            };
+    pub fn scan(&mut self, run: &[u8]) {
+        if !self.ended {
+            self.scan_header(run);
         }
     }
 
-    /// Whether the empty line behind the header section was read.
-    pub const fn ended(&self) -> bool {
-        matches!(self.line, Line::Body)
+    /// Apart, so that a run of the body costs next to nothing.
+    #[inline(never)]
+    fn scan_header(&mut self, mut run: &[u8]) {
+        while let Some((&octet, rest)) = run.split_first().filter(|_| !self.ended) {
+            run = rest;
+            match octet {
+                b'\n' => {
+                    self.ended = self.matched == 0;
+                    self.matched = 0;
+                }
+                // Runs have it before LF only.
+                b'\r' if self.matched == 0 => {}
+                _ if RECEIVED.get(usize::from(self.matched)) == Some(&octet.to_ascii_lowercase()) => {
+                    self.matched += 1;
+                    let whole = usize::from(self.matched) == RECEIVED.len();
+                    self.received = self.received.saturating_add(whole.into());
+                }
+                _ => {
+                    run = memchr(b'\n', run).map_or(&[], |end| &run[end..]);
+                    self.matched = OTHER;
+                }
+            }
+        }
     }
 
     /// Whether the message came through so many servers that it must be going in circles.

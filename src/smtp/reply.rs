@@ -1,7 +1,5 @@
 //! The whole vocabulary of the server: every reply it can give, in one list (RFC 5321 4.2, RFC 3463).
 
-use std::fmt;
-
 /// A reply with a fixed text: the three digits of RFC 5321 4.2.1, the enhanced code of RFC 3463, such as `5.5.1`, and what
 /// a person reads. Replies of the class 3yz and those to HELO, EHLO and LHLO bear no enhanced code (RFC 2034 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +47,6 @@ impl Reply {
     pub const MAILBOX_FAILED: Self = Self("452 4.2.0 Mailbox unavailable for a minute");
     /// More recipients than a transaction takes (RFC 5321 4.5.3.1.10): the others are served.
     pub(super) const TOO_MANY_RECIPIENTS: Self = Self("452 4.5.3 Too many recipients");
-    /// More transactions than a connection takes (RFC 9422).
     pub(super) const TOO_MANY_TRANSACTIONS: Self = Self("452 4.5.3 Too many messages on this connection");
     /// VRFY, which tells nobody who has a mailbox (RFC 5321 3.5.3).
     pub(super) const CANNOT_VERIFY: Self = Self("252 2.5.0 Cannot verify; send some mail, it may be taken");
@@ -67,7 +64,6 @@ impl Reply {
     // The message.
     /// It is larger than the limit, as announced or as it came (RFC 1870 6).
     pub(super) const MESSAGE_TOO_LARGE: Self = Self("552 5.3.4 Message exceeds the maximum size");
-    /// It went through more than a hundred servers (RFC 5321 6.3).
     pub(super) const MAIL_LOOP: Self = Self("554 5.4.6 Too many Received lines: a mail loop");
     /// It has a lone CR or LF, where that is refused (RFC 6531 names no code; 5.6.11 is registered for it).
     pub(super) const BARE_NEWLINE: Self = Self("550 5.6.11 Lone CR or LF in the message; lines end in CRLF");
@@ -89,7 +85,6 @@ impl Reply {
     pub(super) const TEXT_NOT_COMMANDS: Self = Self("421 4.5.0 Message text is no command: closing connection");
     /// The peer did not wait where it has to; only `--strict` minds.
     pub const EARLY_TALK: Self = Self("554 5.5.0 You talked before your turn");
-    /// A browser, or somebody who uses one.
     pub(super) const NOT_HTTP: Self = Self("554 5.5.0 This is a mail server");
     pub(super) const NO_PROXY_HEADER: Self = Self("554 5.5.0 No proxy header expected here");
     pub(super) const NOT_TLS: Self = Self("554 5.5.0 No TLS here");
@@ -99,26 +94,24 @@ impl Reply {
     pub(super) const CHALLENGE_USER_NAME: Self = Self("334 VXNlcm5hbWU6");
     pub(super) const CHALLENGE_PASSWORD: Self = Self("334 UGFzc3dvcmQ6");
     pub(super) const LOGIN_ACCEPTED: Self = Self("235 2.7.0 Authentication successful");
-    /// `*` in place of a response.
     pub(super) const LOGIN_CANCELLED: Self = Self("501 5.7.0 Authentication cancelled");
     pub(super) const LOGIN_MALFORMED: Self = Self("501 5.5.2 Response is not base64");
     pub(super) const MECHANISM_UNKNOWN: Self = Self("504 5.5.4 Authentication mechanism not offered");
 
     /// Appends the reply with its CRLF.
     pub fn write(self, replies: &mut Vec<u8>) {
-        replies.extend_from_slice(self.0.as_bytes());
-        replies.extend_from_slice(b"\r\n");
+        append(replies, &[self.0, "\r\n"]);
     }
+}
+
+/// Appends texts one behind the other, at a fraction of the cost of `write!`: each message has dozens.
+#[inline(never)]
+pub(super) fn append(octets: &mut Vec<u8>, texts: &[&str]) {
+    texts.iter().for_each(|text| octets.extend_from_slice(text.as_bytes()));
 }
 
 impl From<Reply> for &'static str {
     fn from(reply: Reply) -> Self {
         reply.0
-    }
-}
-
-impl fmt::Display for Reply {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.0)
     }
 }

@@ -1,16 +1,17 @@
 //! One connection's protocol state: commands in order, a mail transaction, its message (RFC 5321 3 and 4).
 
-use std::io::Write as _;
+use std::fmt::Write as _;
 use std::time::SystemTime;
 
+use itoa::Buffer;
 use memchr::memchr;
 
 use super::address::Path;
 use super::command::{Command, Hello, MailParameters, Syntax, foreign, login};
 use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
-use super::reply::Reply;
-use super::trace::{MessageId, MessageIds, Peer, write_date};
+use super::reply::{Reply, append};
+use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
@@ -39,14 +40,15 @@ pub struct Settings {
     pub message_octets_max: u64,
     /// Recipients of one transaction; RFC 5321 4.5.3.1.8 asks for at least 100.
     pub recipients_max: usize,
+    /// Mailboxes that one message goes to; the rest of the recipients get it in another transaction.
+    pub destinations_max: usize,
     /// Octets that the paths of one transaction may take.
     pub envelope_octets_max: usize,
     /// Transactions of one connection; `None` for any number (RFC 9422 MAILMAX).
     pub transactions_max: Option<u32>,
     /// Whether the RFC is kept to the letter.
     pub strict: bool,
-    /// Whether a message with a lone CR or LF in it is read to its true end, then refused with `550 5.6.11`. Else an LF
-    /// is stored as a line end and a CR as a space: devices do send them.
+    /// Whether a message with a lone CR or LF is refused at its true end. Else they become a space or a line end.
     pub reject_bare_newline: bool,
     /// How line ends are stored.
     pub line_end: LineEnd,
@@ -92,7 +94,7 @@ pub struct Spare {
     /// Boxed, as sessions have them: most sessions have none.
     #[allow(clippy::vec_box)]
     transactions: Vec<Box<Transaction>>,
-    names: Vec<String>,
+    origins: Vec<String>,
 }
 
 /// How much spare memory of each kind is kept.
@@ -100,9 +102,6 @@ const KEPT_MAX: usize = 128;
 
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
 const KEPT_OCTETS_MAX: usize = 4096;
-
-/// Mailboxes that one message goes to; the rest of the recipients get it in another transaction.
-pub const DESTINATIONS_MAX: usize = 128;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,10 +132,12 @@ pub enum Outcome {
 /// A mail transaction, from MAIL to its end (RFC 5321 3.3).
 #[derive(Debug, Default)]
 pub struct Transaction {
-    /// All paths with LF between them, which no path has; the reverse-path first.
+    /// The reverse-path and all forward-paths, each with LF behind it, which no path has.
     paths: String,
-    /// Where the message goes, each with LF behind it.
+    reverse_path_octets: usize,
+    /// Where the message goes, each with LF behind it, and how many these are.
     destinations: String,
+    destinations_count: usize,
     /// A recipient and one of its destinations, both counted from 0, and why it failed.
     shares: Vec<(usize, usize, Option<Reply>)>,
     /// RCPT commands that were accepted.
@@ -159,52 +160,59 @@ pub struct Transaction {
 impl Transaction {
     /// The reverse-path, empty for the null one.
     pub fn reverse_path(&self) -> &str {
-        self.paths.split('\n').next().unwrap_or_default()
+        self.paths.get(..self.reverse_path_octets).unwrap_or_default()
     }
 
     /// The forward-paths that were accepted, in order.
     pub fn forward_paths(&self) -> impl Iterator<Item = &str> {
-        self.paths.split('\n').skip(1)
+        lines(self.paths.get(self.reverse_path_octets + 1..).unwrap_or_default())
     }
 
     /// Where the message goes: each destination once, in order.
     pub fn destinations(&self) -> impl Iterator<Item = &str> + Clone {
-        self.destinations.split_terminator('\n')
+        lines(&self.destinations)
     }
 
     /// Adds a destination of the next recipient.
     fn add(&mut self, destination: &str) {
         let known = self.destinations().position(|known| known == destination);
-        let index = known.unwrap_or_else(|| self.destinations().count());
         if known.is_none() {
             self.destinations.extend([destination, "\n"]);
+            self.destinations_count += 1;
         }
-        self.shares.push((self.recipients, index, None));
+        self.shares.push((self.recipients, known.unwrap_or(self.destinations_count - 1), None));
     }
 }
 
 /// What the next octets are.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// A command.
     Command,
     /// The rest of a command line that was too long.
     LongLine,
     /// The text of a message, up to its end.
     Data,
     /// Octets of a BDAT chunk (RFC 3030).
-    Chunk { left: u64, last: bool, announced: u64 },
+    Chunk {
+        left: u64,
+        last: bool,
+        announced: u64,
+    },
     /// In base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
-    Login { user_name: bool },
+    Login {
+        user_name: bool,
+    },
     /// Nothing: the message is on its way to the store.
     Delivering,
     /// Nothing before so many recipients are answered, in LMTP each of them: that it failed for all, or what its shares say.
-    Answering { left: usize, failure: Option<Reply> },
-    /// Nothing any more.
+    Answering {
+        left: usize,
+        failure: Option<Reply>,
+    },
     Closed,
 }
 
-/// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
+/// The state of one connection. Idle it owns nothing on the heap but its `origin`.
 #[derive(Debug)]
 pub struct Session {
     /// Its number, as the log names it.
@@ -213,7 +221,8 @@ pub struct Session {
     peer: Peer,
     phase: Phase,
     hello: Option<Hello>,
-    hello_name: String,
+    /// As trace lines have it: the name that the peer gave, and its address; empty before it said anything.
+    origin: String,
     transaction: Option<Box<Transaction>>,
     transactions: u32,
     logged_in: bool,
@@ -236,7 +245,7 @@ impl Session {
             peer,
             phase: Phase::Command,
             hello: None,
-            hello_name: String::new(),
+            origin: String::new(),
             transaction: None,
             transactions: 0,
             logged_in: false,
@@ -248,11 +257,9 @@ impl Session {
     }
 
     /// Writes the greeting (RFC 5321 4.3.1).
-    pub fn greet(&self, settings: &Settings, now: SystemTime, replies: &mut Vec<u8>) {
-        let protocol = if self.is_lmtp() { "LMTP" } else { "ESMTP" };
-        let _ = write!(replies, "220 {} {protocol} mailchute ready; ", settings.hostname);
-        write_date(now, replies);
-        replies.extend_from_slice(b"\r\n");
+    pub fn greet(&self, settings: &Settings, date: &str, replies: &mut Vec<u8>) {
+        let protocol = if self.is_lmtp() { " LMTP" } else { " ESMTP" };
+        append(replies, &["220 ", &settings.hostname, protocol, " mailchute ready; ", date, "\r\n"]);
     }
 
     /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
@@ -331,8 +338,8 @@ impl Session {
     /// Forgets the session's own memory, for another session to use again.
     pub fn end(&mut self, spare: &mut Spare) {
         self.end_transaction(spare);
-        if self.hello_name.capacity() > 0 && spare.names.len() < KEPT_MAX {
-            spare.names.push(std::mem::take(&mut self.hello_name));
+        if self.origin.capacity() > 0 && spare.origins.len() < KEPT_MAX {
+            spare.origins.push(std::mem::take(&mut self.origin));
         }
     }
 
@@ -343,7 +350,7 @@ impl Session {
             let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
             match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
                 Some(reply) => reply.write(replies),
-                None => drop(write!(replies, "250 2.0.0 {id} Message accepted for delivery\r\n")),
+                None => append(replies, &["250 2.0.0 ", id.as_str(), " Message accepted for delivery\r\n"]),
             }
             self.phase = Phase::Answering { left: left - 1, failure };
             if left == 1 {
@@ -431,7 +438,7 @@ impl Session {
             }
             Command::Noop => Reply::OK,
             Command::Quit => {
-                let _ = write!(turn.replies, "221 2.0.0 {} closing connection\r\n", settings.hostname);
+                append(turn.replies, &["221 2.0.0 ", &settings.hostname, " closing connection\r\n"]);
                 self.phase = Phase::Closed;
                 return Ok(());
             }
@@ -483,33 +490,38 @@ impl Session {
             // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
             return Err(Reply::UNRECOGNIZED);
         }
-        self.abort_transaction(turn.spare);
         self.hello = Some(hello);
-        if self.hello_name.capacity() == 0 {
-            self.hello_name = turn.spare.names.pop().unwrap_or_default();
-        }
-        self.hello_name.clear();
-        // In a header the name is data of a stranger: what has a meaning there is replaced.
-        let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
-        self.hello_name.extend(name.chars().map(|octet| if harmless(octet) { octet } else { '?' }));
-        let more = if hello == Hello::Helo { ' ' } else { '-' };
-        let blank = if name.is_empty() { "" } else { " " };
-        let (host, name, peer) = (&settings.hostname, &self.hello_name, self.peer);
-        let _ = write!(replies, "250{more}{host} Hello {name}{blank}({peer}), pleased to meet you\r\n");
+        self.abort_transaction(turn.spare);
+        self.introduce(name, turn.spare);
+        let code = if hello == Hello::Helo { "250 " } else { "250-" };
+        let (before, behind) = if name.is_empty() { ("(", ")") } else { ("", "") };
+        append(replies, &[code, &settings.hostname, " Hello ", before, &self.origin, behind]);
+        append(replies, &[", pleased to meet you\r\n"]);
         if hello == Hello::Helo {
             return Ok(());
         }
-        let _ = write!(
-            replies,
-            "250-PIPELINING\r\n250-SIZE {}\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250-LIMITS RCPTMAX={}",
-            settings.message_octets_max, settings.recipients_max
-        );
+        append(replies, &["250-PIPELINING\r\n250-SIZE ", Buffer::new().format(settings.message_octets_max)]);
+        append(replies, &["\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-CHUNKING\r\n250-LIMITS RCPTMAX="]);
+        append(replies, &[Buffer::new().format(settings.recipients_max)]);
         if let Some(transactions_max) = settings.transactions_max {
-            let _ = write!(replies, " MAILMAX={transactions_max}");
+            append(replies, &[" MAILMAX=", Buffer::new().format(transactions_max)]);
         }
         let auth = if settings.accept_any_login { "250-AUTH PLAIN LOGIN\r\n250-AUTH=PLAIN LOGIN\r\n" } else { "" };
-        let _ = write!(replies, "\r\n{auth}250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n");
+        append(replies, &["\r\n", auth, "250-HELP\r\n250 ENHANCEDSTATUSCODES\r\n"]);
         Ok(())
+    }
+
+    /// Notes who the peer is, under a name that it gave.
+    fn introduce(&mut self, name: &str, spare: &mut Spare) {
+        if self.origin.capacity() == 0 {
+            self.origin = spare.origins.pop().unwrap_or_default();
+        }
+        self.origin.clear();
+        // In a header the name is data of a stranger: what has a meaning there is replaced.
+        let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
+        self.origin.extend(name.chars().map(|octet| if harmless(octet) { octet } else { '?' }));
+        let peer = self.peer;
+        let _ = if name.is_empty() { write!(self.origin, "{peer}") } else { write!(self.origin, " ({peer})") };
     }
 
     fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
@@ -534,12 +546,16 @@ impl Session {
         }
         let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
         transaction.smtp_utf8 = parameters.smtp_utf8;
-        transaction.paths.push_str(path);
+        transaction.paths.extend([path, "\n"]);
+        transaction.reverse_path_octets = path.len();
         self.transaction = Some(transaction);
+        if self.origin.is_empty() {
+            self.introduce("", turn.spare);
+        }
         self.transactions = self.transactions.saturating_add(1);
         // Whoever goes on without a login did not insist on one.
         self.hint = None;
-        let _ = write!(turn.replies, "250 2.1.0 <{path}>... Sender ok\r\n");
+        append(turn.replies, &["250 2.1.0 <", path, ">... Sender ok\r\n"]);
         Ok(())
     }
 
@@ -548,8 +564,9 @@ impl Session {
         let transaction = self.open_transaction()?;
         transaction.addressed = true;
         let path = forward_path.as_str();
-        // As many line feeds as recipients stand between the paths.
-        let octets = transaction.paths.len() - transaction.recipients + transaction.destinations.len() + path.len();
+        // Without the line feeds behind the paths.
+        let paths = transaction.paths.len() - 1 - transaction.recipients;
+        let octets = paths + transaction.destinations.len() + path.len();
         if transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max {
             return Err(Reply::TOO_MANY_RECIPIENTS);
         }
@@ -557,23 +574,25 @@ impl Session {
             return Err(Reply::UTF8_NOT_ANNOUNCED);
         }
         let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
+        let destinations_count = transaction.destinations_count;
         let mut found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
-        if transaction.destinations().count() > DESTINATIONS_MAX {
+        if transaction.destinations_count > settings.destinations_max {
             found = Err(Reply::TOO_MANY_RECIPIENTS.0);
         }
         if let Err(line) = found {
             transaction.destinations.truncate(destinations);
+            transaction.destinations_count = destinations_count;
             transaction.shares.truncate(shares);
-            let _ = write!(replies, "{line}\r\n");
+            append(replies, &[line, "\r\n"]);
             // Whoever writes this code means what it says (RFC 5321 4.2.3).
             if line.starts_with("421") {
                 self.phase = Phase::Closed;
             }
             return Ok(());
         }
-        transaction.paths.extend(["\n", path]);
+        transaction.paths.extend([path, "\n"]);
         transaction.recipients += 1;
-        let _ = write!(replies, "250 2.1.5 <{path}>... Recipient ok\r\n");
+        append(replies, &["250 2.1.5 <", path, ">... Recipient ok\r\n"]);
         Ok(())
     }
 
@@ -611,36 +630,29 @@ impl Session {
         if transaction.failure.is_some() {
             return;
         }
-        let _ = write!(content, "Return-Path: <{}>{line_end}", transaction.reverse_path());
+        append(content, &["Return-Path: <", transaction.reverse_path(), ">", line_end]);
         // In several mailboxes it would tell each of the others.
-        let alone = transaction.destinations().count() <= 1;
+        let alone = transaction.destinations_count <= 1;
         for (recipient, forward_path) in transaction.forward_paths().enumerate().filter(|_| alone) {
             // Nor is one listed whose mail is dropped.
             if transaction.shares.binary_search_by_key(&recipient, |share| share.0).is_ok() {
-                let _ = write!(content, "Delivered-To: {forward_path}{line_end}");
+                append(content, &["Delivered-To: ", forward_path, line_end]);
             }
         }
-        let protocol = match (self.dialect, transaction.smtp_utf8) {
-            (Dialect::Lmtp, true) => "UTF8LMTP",
-            (Dialect::Lmtp, false) => "LMTP",
-            (Dialect::Smtp, true) => "UTF8SMTP",
-            (Dialect::Smtp, false) if self.logged_in || self.hello == Some(Hello::Ehlo) => "ESMTP",
-            (Dialect::Smtp, false) => "SMTP",
+        let utf8 = if transaction.smtp_utf8 { "UTF8" } else { "" };
+        let protocol = match self.dialect {
+            Dialect::Lmtp => "LMTP",
+            Dialect::Smtp if utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) => "ESMTP",
+            Dialect::Smtp => "SMTP",
         };
         let login = if self.logged_in { "A" } else { "" };
-        let _ = match (&self.hello_name[..], self.peer) {
-            ("", peer) => write!(content, "Received: from {peer}"),
-            (name, peer) => write!(content, "Received: from {name} ({peer})"),
-        };
-        let (host, id) = (&settings.hostname, transaction.id);
-        let _ = write!(content, "{line_end}\tby {host} with {protocol}{login} id {id}");
+        append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
+        append(content, &[" with ", utf8, protocol, login, " id ", transaction.id.as_str()]);
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
-            let _ = write!(content, "{line_end}\tfor <{forward_path}>");
+            append(content, &[line_end, "\tfor <", forward_path, ">"]);
         }
-        let _ = write!(content, ";{line_end}\t");
-        write_date(turn.now, content);
-        content.extend_from_slice(line_end.as_bytes());
+        append(content, &[";", line_end, "\t", turn.ids.date(turn.now), line_end]);
     }
 
     /// Text of a message, as far as it goes, or of a chunk that can't be taken, which is dropped: returns how many
@@ -705,7 +717,7 @@ impl Session {
             Some(_) if last => self.end_message(turn),
             Some(Transaction { failure: Some(failure), .. }) => failure.write(turn.replies),
             Some(_) => {
-                let _ = write!(turn.replies, "250 2.0.0 {announced} octets received\r\n");
+                append(turn.replies, &["250 2.0.0 ", Buffer::new().format(announced), " octets received\r\n"]);
             }
         }
     }
@@ -762,6 +774,15 @@ impl Session {
             spare.transactions.push(transaction);
         }
     }
+}
+
+/// Texts with LF behind each.
+fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
+    std::iter::from_fn(move || {
+        let (text, rest) = texts.split_at_checked(memchr(b'\n', texts.as_bytes())?)?;
+        texts = rest.get(1..)?;
+        Some(text)
+    })
 }
 
 /// Whether one more reply surely fits.

@@ -1,55 +1,96 @@
 //! What the server writes on top of a message: its id, where it came from and when (RFC 5321 4.4).
 
-use std::fmt;
-use std::io::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Gives every message of this process an id that no other process, on any host, gives.
+use arrayvec::ArrayString;
+use itoa::Buffer;
+
+/// Gives every message of this process an id that no other process, on any host, gives. It also keeps the date.
 ///
-/// The middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process id,
-/// `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
+/// The id is the middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process
+/// id, `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
 /// battery, so that time and process id alone repeat, too.
 #[derive(Debug)]
 pub struct MessageIds {
-    last: MessageId,
+    /// What all ids of the process have between their numbers.
+    process: String,
+    sequence: u64,
+    /// The last date, and its seconds since 1970: many are the same.
+    date: String,
+    date_seconds: u64,
 }
 
 impl MessageIds {
     /// Ids of a process, told apart by `random`.
-    pub const fn new(random: u64, process: u32) -> Self {
-        Self { last: MessageId { since: Duration::ZERO, random, process, sequence: 0 } }
+    pub fn new(random: u64, process: u32) -> Self {
+        let process = format!("R{random:016x}P{process}Q");
+        Self { process, sequence: 0, date: String::new(), date_seconds: u64::MAX }
     }
 
     /// The next id.
     pub fn next(&mut self, now: SystemTime) -> MessageId {
-        self.last.sequence += 1;
-        self.last.since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last
+        self.sequence += 1;
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let [mut seconds, mut microseconds, mut sequence] = [Buffer::new(); 3];
+        let seconds = seconds.format(since.as_secs());
+        let microseconds = microseconds.format(since.subsec_micros());
+        let mut id = MessageId { seconds: since.as_secs(), before: seconds.len() + 1, ..MessageId::default() };
+        for text in [seconds, ".M", microseconds, &self.process, sequence.format(self.sequence)] {
+            // It never fails: there is room for the longest.
+            let _ = id.unique_name.try_push_str(text);
+        }
+        id
+    }
+
+    /// The date as RFC 5322 3.3 has it, in UTC.
+    pub fn date(&mut self, now: SystemTime) -> &str {
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if self.date_seconds != seconds {
+            self.date_seconds = seconds;
+            // After the year 9999 there is no such date.
+            let now = UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799));
+            self.date.clear();
+            let _ = write!(self.date, "{}", httpdate::HttpDate::from(now));
+            // HTTP writes the zone as a name, mail as a number.
+            self.date.truncate(self.date.len() - "GMT".len());
+            self.date.push_str("+0000");
+        }
+        &self.date
     }
 }
 
 /// The id of one message: in its `Received` line, in the reply, in the log and in its file's name.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MessageId {
-    since: Duration,
-    random: u64,
-    process: u32,
-    sequence: u64,
+    seconds: u64,
+    /// Room for the longest numbers.
+    unique_name: ArrayString<80>,
+    /// Octets of it before the id.
+    before: usize,
 }
 
 impl MessageId {
-    /// When the message began, in seconds since 1970: the first part of the unique name.
+    /// When the message began, in seconds since 1970.
     pub const fn seconds(&self) -> u64 {
-        self.since.as_secs()
+        self.seconds
+    }
+
+    /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
+    pub fn unique_name(&self) -> &str {
+        &self.unique_name
+    }
+
+    /// The id alone, an atom of RFC 5322.
+    pub fn as_str(&self) -> &str {
+        self.unique_name.get(self.before..).unwrap_or_default()
     }
 }
 
-/// As an atom of RFC 5322.
 impl fmt::Display for MessageId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { since, random, process, sequence } = self;
-        write!(formatter, "M{}R{random:016x}P{process}Q{sequence}", since.subsec_micros())
+        formatter.write_str(self.as_str())
     }
 }
 
@@ -71,15 +112,4 @@ impl fmt::Display for Peer {
             Self::Local => formatter.write_str("local"),
         }
     }
-}
-
-/// Appends a date of RFC 5322 3.3 in UTC.
-pub fn write_date(now: SystemTime, text: &mut Vec<u8>) {
-    // A clock before 1970 or beyond the year 9999 has no such date.
-    let limit = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    let now = now.clamp(UNIX_EPOCH, limit);
-    let _ = write!(text, "{}", httpdate::HttpDate::from(now));
-    // HTTP writes the zone as a name, mail as a number.
-    text.truncate(text.len() - "GMT".len());
-    text.extend_from_slice(b"+0000");
 }

@@ -100,8 +100,8 @@ impl Driver {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let session = Session::new(1, dialect, Peer::Address([192, 0, 2, 1].into()), &settings);
         let mut waiting = Vec::new();
-        session.greet(&settings, now, &mut waiting);
-        let (ids, spare, directory) = (MessageIds::new(2, 3), Spare::default(), Everybody);
+        let (mut ids, spare, directory) = (MessageIds::new(2, 3), Spare::default(), Everybody);
+        session.greet(&settings, ids.date(now), &mut waiting);
         let (unread, sent, content, stored, destinations, closed) = Default::default();
         Self {
             session,
