@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use itoa::Buffer;
 use log::{error, info};
@@ -44,16 +44,6 @@ pub enum MinFree {
     Octets(u64),
     /// So many hundredths of the file system.
     Percent(u8),
-}
-
-impl MinFree {
-    pub(crate) fn octets(self, total: u64) -> u64 {
-        match self {
-            Self::Octets(octets) => octets,
-            Self::Percent(percent) => total / 100 * u64::from(percent),
-            Self::Usual => (total / 100 * 2).min(16 << 20),
-        }
-    }
 }
 
 /// The time of a turn, read once.
@@ -177,8 +167,11 @@ impl<F: FileSystem> Delivery<F> {
     }
 
     /// Notes an error that hit some copies: refuses them, or all where they belong together, and removes their names.
-    fn fail(&mut self, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now) {
+    fn fail(
+        &mut self, doing: &str, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now,
+    ) {
         let Some(first) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
+        maildirs.complain_of(first, doing, error, now);
         if first == MAIN_KEY && error.kind() == io::ErrorKind::NotFound {
             // The directories themselves are gone.
             (maildirs.checked, maildirs.health) = (None, Health::Failed);
@@ -197,8 +190,8 @@ impl<F: FileSystem> Delivery<F> {
 
 /// The messages on their way, and the Maildirs that they go to.
 pub struct Store<F: FileSystem> {
-    maildirs: Maildirs<F>,
-    sweeper: Sweeper<F>,
+    pub(crate) maildirs: Maildirs<F>,
+    pub(crate) sweeper: Sweeper<F>,
     deliveries: Slab<Delivery<F>>,
     /// Written, in order, waiting for a place among the flushes.
     written: Vec<usize>,
@@ -208,11 +201,10 @@ pub struct Store<F: FileSystem> {
     /// Emptied lists, kept for their memory.
     spare: Vec<Vec<Copy<F>>>,
     flushes: usize,
-    /// Open files of messages, and how many there may be before sessions wait.
+    /// Open files of messages.
     files: usize,
-    files_max: usize,
-    /// A probe of the disk is under way.
-    probing: bool,
+    /// How many descriptors may be used before sessions wait.
+    pub files_max: usize,
 }
 
 impl<F: FileSystem> Store<F> {
@@ -233,13 +225,7 @@ impl<F: FileSystem> Store<F> {
             flushes: 0,
             files: 0,
             files_max: FILES_MAX,
-            probing: false,
         })
-    }
-
-    /// Has sessions wait when so many descriptors are used.
-    pub const fn limit_files(&mut self, files_max: usize) {
-        self.files_max = files_max;
     }
 
     /// Whether new messages are to wait until others are stored.
@@ -250,14 +236,6 @@ impl<F: FileSystem> Store<F> {
     /// The file system behind it.
     pub fn file_system(&mut self) -> &mut F {
         &mut self.maildirs.fs
-    }
-
-    /// Whether mail for a destination is taken: its Maildir is there, or may be made.
-    ///
-    /// # Errors
-    /// 550 where it is not there, 452 for a while after it failed, 451 where that can't be found out.
-    pub fn accepts(&mut self, destination: &str, create: bool, now: Now) -> Result<(), Reply> {
-        self.maildirs.accepts(destination, create, now)
     }
 
     /// Begins a message; `owner` is told of its end. Nothing is made on the disk before there is something to write.
@@ -301,15 +279,13 @@ impl<F: FileSystem> Store<F> {
             delivery.copies[index].body = delivery.copies[delivery.copies[index].body].body;
             self.files += usize::from(delivery.copies[index].file.is_some());
             if let Err(error) = created {
-                self.maildirs.complain_of(maildir, "create", &error, now);
-                delivery.fail(&error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
+                delivery.fail("create", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for index in 0..delivery.copies.len() {
             let Copy { file: Some(file), failure: None, .. } = &mut delivery.copies[index] else { continue };
             if let Err(error) = self.maildirs.fs.write(file, content) {
-                self.maildirs.complain_of(delivery.copies[index].maildir, "write", &error, now);
-                delivery.fail(&error, |copy| copy.body == index, &mut self.maildirs, now);
+                delivery.fail("write", &error, |copy| copy.body == index, &mut self.maildirs, now);
             }
         }
         delivery.size += content.len() as u64;
@@ -379,16 +355,11 @@ impl<F: FileSystem> Store<F> {
     /// # Errors
     /// 451 while it takes none.
     pub fn storage(&mut self, now: Now) -> Result<u64, Reply> {
-        if !self.probing && self.maildirs.is_probe_due(now) {
+        if self.maildirs.is_probe_due(now) && !self.deliveries.iter().any(|(_, delivery)| delivery.owner == PROBE) {
             self.begin_probe(now);
         }
         self.maildirs.check(now);
         if self.maildirs.health == Health::Ready { Ok(self.maildirs.room) } else { Err(Reply::STORAGE_FAILED) }
-    }
-
-    /// How long until Maildirs are to be looked through; none while there is something to do at once.
-    pub fn next_sweep(&self, now: Instant) -> Duration {
-        self.sweeper.rest(now)
     }
 
     /// Removes leftovers, and mail that is more than is to be kept: a bounded number of names at a time.
@@ -402,7 +373,7 @@ impl<F: FileSystem> Store<F> {
         if let Err((path, error)) = self.maildirs.open_main(false) {
             return error!("{}: {error}; still refusing mail", path.display());
         }
-        (self.maildirs.health, self.probing) = (Health::Probing, true);
+        self.maildirs.health = Health::Probing;
         let key = self.begin(MessageIds::new(0, std::process::id()).next(now.wall), PROBE, [MAIN], false, now);
         self.finish(key, b"probe\n", now);
         self.advance(false, now);
@@ -455,8 +426,7 @@ impl<F: FileSystem> Store<F> {
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
         if let Err(error) = result {
             self.maildirs.health = Health::Failed;
-            self.maildirs.complain_of(delivery.copies[body].maildir, "flush", &error, now);
-            delivery.fail(&error, |copy| copy.body == body, &mut self.maildirs, now);
+            delivery.fail("flush", &error, |copy| copy.body == body, &mut self.maildirs, now);
         }
         self.files -= usize::from(delivery.copies.get_mut(body).and_then(|copy| copy.file.take()).is_some());
         delivery.waiting -= 1;
@@ -468,8 +438,7 @@ impl<F: FileSystem> Store<F> {
             let Copy { maildir, failure, .. } = delivery.copies[index];
             let published = if failure.is_none() { delivery.publish(index, &mut self.maildirs) } else { Ok(()) };
             if let Err(error) = published {
-                self.maildirs.complain_of(maildir, "move to new/", &error, now);
-                delivery.fail(&error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
+                delivery.fail("move to new/", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
@@ -487,9 +456,6 @@ impl<F: FileSystem> Store<F> {
     /// A group of messages is safe in a Maildir once all its directories are flushed, or it is not; then neither are those
     /// that were moved there meanwhile.
     fn directory_flushed(&mut self, key: usize, result: io::Result<()>, now: Now) {
-        if let Err(error) = &result {
-            self.maildirs.complain_of(key, "flush of new/ or cur/", error, now);
-        }
         let Some(maildir) = self.maildirs.open.get_mut(key) else { return };
         maildir.flush_failure = maildir.flush_failure.take().or(result.err());
         maildir.flushes -= 1;
@@ -508,7 +474,7 @@ impl<F: FileSystem> Store<F> {
         for &message in &group {
             let Some(delivery) = self.deliveries.get_mut(message) else { continue };
             if let Some(error) = &failure {
-                delivery.fail(error, |copy| copy.maildir == key, &mut self.maildirs, now);
+                delivery.fail("flush of new/ or cur/", error, |copy| copy.maildir == key, &mut self.maildirs, now);
             }
             delivery.waiting -= 1;
             if delivery.waiting == 0 {
@@ -533,7 +499,6 @@ impl<F: FileSystem> Store<F> {
         let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
         let failure = delivery.failure();
         if delivery.owner == PROBE {
-            self.probing = false;
             let path = self.maildirs.open[MAIN_KEY].path.display();
             match (failure, self.maildirs.health) {
                 (None, Health::Probing) => {

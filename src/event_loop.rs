@@ -164,7 +164,7 @@ impl EventLoop {
         let opened = opened.and_then(|mut store| store.prove().map(|()| store));
         let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
         let files_max = share_descriptors(&mut config.connections_max);
-        store.limit_files(files_max);
+        store.files_max = files_max;
         let destinations_max = (files_max / MAILDIR_DESCRIPTORS).max(1);
         config.protocol.destinations_max = config.protocol.destinations_max.min(destinations_max);
         let poll = Poll::new()?;

@@ -295,7 +295,8 @@ impl<F: FileSystem> Maildirs<F> {
         }
     }
 
-    /// Whether mail for a destination is taken: its Maildir is there, or may be made.
+    /// Whether mail for a destination is taken: its Maildir is there, or may be made. Else 550 where it is not there, 452
+    /// for a while after it failed, 451 where that can't be found out.
     pub(crate) fn accepts(&mut self, destination: &str, create: bool, now: Now) -> Result<(), Reply> {
         self.failed.retain(|(_, until)| *until > now.instant);
         if self.failed.iter().any(|(failed, _)| failed == destination) {
@@ -344,10 +345,15 @@ impl<F: FileSystem> Maildirs<F> {
         self.litter.retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name).is_err());
         let Ok(space) = self.fs.space(new) else { return };
         let before = self.room;
-        self.room = match (space.free_files, self.min_free) {
+        let floor = match self.min_free {
+            MinFree::Octets(octets) => octets,
+            MinFree::Percent(percent) => space.total / 100 * u64::from(percent),
+            MinFree::Usual => (space.total / 100 * 2).min(16 << 20),
+        };
+        self.room = match (space.free_files, floor) {
             (0, _) => 0,
-            (_, MinFree::Octets(0) | MinFree::Percent(0)) => u64::MAX,
-            (_, floor) => space.free.saturating_sub(floor.octets(space.total)),
+            (_, 0) => u64::MAX,
+            _ => space.free.saturating_sub(floor),
         };
         if self.room == 0 && before > 0 {
             warn!("{}: {} octets free, below the floor; refusing mail", path.display(), space.free);

@@ -42,7 +42,7 @@ struct Lookup<'a, F: FileSystem> {
 
 impl<F: FileSystem> Directory for Lookup<'_, F> {
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
-        let mut exists = |destination: &str, create| self.store.accepts(destination, create, self.now);
+        let mut exists = |destination: &str, create| self.store.maildirs.accepts(destination, create, self.now);
         self.recipients.resolve(recipient, &mut exists, take)
     }
 }
@@ -186,7 +186,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
     /// are to be looked for.
     pub fn next_deadline(&self, now: Instant) -> Duration {
-        self.look.saturating_duration_since(now).min(self.store.next_sweep(now))
+        self.look.saturating_duration_since(now).min(self.store.sweeper.rest(now))
     }
 
     /// Begins the end: sessions without a message are told 421, the others when theirs is done.

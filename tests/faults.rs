@@ -724,7 +724,7 @@ fn flushes_under_way_are_bounded() {
 fn sessions_wait_while_as_many_files_are_open_as_may_be() {
     const FILES: usize = 2;
     let (mut world, _) = world_with_flushes(0);
-    world.server.store().limit_files(FILES);
+    world.server.store().files_max = FILES;
     // The others are those of the Maildir.
     let others = world.disk.open_descriptors();
     let text = |number: usize| message(number, if number % 3 == 0 { 70_000 } else { 200 });
