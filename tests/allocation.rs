@@ -1,4 +1,4 @@
-//! Looking a recipient up allocates nothing once the memory for it is there.
+//! Once the memory for it is there, neither a recipient that is looked up nor a message allocates anything.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unsafe_code)]
 
@@ -6,23 +6,33 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::Place;
-use mailchute::Config;
+use common::{Client, Place, text};
+use mailchute::fs::SyncMode;
 use mailchute::recipients::Recipients;
 use mailchute::smtp::address::Path;
 use mailchute::smtp::command::Syntax;
 use mailchute::smtp::reply::Reply;
+use mailchute::{Config, EventLoop};
 
 /// The system's allocator, which counts.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u32> = const { Cell::new(0) };
+    /// Whether this thread is a server's.
+    static SERVES: Cell<bool> = const { Cell::new(false) };
 }
+
+/// Those of the server's thread.
+static BY_SERVER: AtomicU64 = AtomicU64::new(0);
 
 fn count() {
     ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+    BY_SERVER.fetch_add(SERVES.get().into(), Ordering::SeqCst);
 }
 
 // SAFETY: all is done by the system's allocator; counting allocates nothing and has no destructor.
@@ -87,4 +97,48 @@ fn looking_up_allocates_nothing_once_warm() {
     let warm = allocations(|| look_all_up(&mut found));
     assert!(found > 50, "{found}");
     assert_eq!(warm, 0);
+}
+
+/// Over one connection, then over one for each. The server logs as the program does by default.
+#[test]
+fn a_message_allocates_nothing_once_warm() {
+    let log = env_logger::Target::Pipe(Box::new(io::sink()));
+    env_logger::Builder::new().filter_level(log::LevelFilter::Info).target(log).init();
+    for sync in [SyncMode::Always, SyncMode::Never] {
+        let place = Place::new();
+        let listen = Some(vec!["127.0.0.1:0".parse().map(mailchute::config::Place::Tcp).unwrap()]);
+        let event_loop =
+            EventLoop::start(Config { maildir: place.maildir(), listen, sync, ..Config::default() }).unwrap();
+        let (address, stop) = (event_loop.places()[0].clone(), event_loop.stopper());
+        let server = std::thread::spawn(move || {
+            SERVES.set(true);
+            event_loop.run()
+        });
+        let connect = || {
+            let mut client = Client::new(TcpStream::connect(&address).unwrap());
+            client.expect("220 ");
+            client.say("EHLO c", "250");
+            client
+        };
+        let deliver = |connections: u64, messages: u64| {
+            for _ in 0..connections {
+                let mut client = connect();
+                (0..messages).for_each(|number| drop(client.deliver(&text(number, 1000))));
+                client.say("QUIT", "221 ");
+                client.ended();
+            }
+        };
+        // The date is kept for a second, the disk is asked once a second: no matter.
+        deliver(1, 200);
+        deliver(50, 1);
+        let before = BY_SERVER.load(Ordering::SeqCst);
+        assert!(before > 0, "nothing is counted");
+        deliver(1, 1000);
+        let over_one = BY_SERVER.load(Ordering::SeqCst) - before;
+        deliver(1000, 1);
+        let over_many = BY_SERVER.load(Ordering::SeqCst) - before - over_one;
+        assert_eq!((over_one, over_many), (0, 0), "{sync:?}");
+        stop().unwrap();
+        server.join().unwrap().unwrap();
+    }
 }
