@@ -13,8 +13,7 @@ use crate::smtp::data::LineEnd;
 use crate::smtp::session::Settings;
 use crate::sweep::Keep;
 
-/// Octets of a block: one read, and a message that waits for the rest of it in memory. A message that is shorter, with
-/// its trace lines, reaches its file in one write.
+/// Octets of a block: one read, or a message that waits in memory; a shorter one reaches its file in one write.
 pub const BLOCK_OCTETS: usize = 64 * 1024;
 /// Blocks that all connections share; when all are lent, messages wait in their files.
 pub const BLOCKS_MAX: usize = 64;
@@ -84,6 +83,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
+        let system_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             listen: None,
             lmtp: Vec::new(),
@@ -102,7 +102,7 @@ impl Default for Config {
             connections_max: 1000,
             signals: false,
             protocol: Settings {
-                hostname: system_hostname(),
+                hostname: Some(system_name).filter(|name| is_hostname(name)).unwrap_or_else(|| "localhost".to_owned()),
                 message_octets_max: 25 << 20,
                 recipients_max: 1000,
                 envelope_octets_max: 64 << 10,
@@ -130,12 +130,6 @@ impl Config {
 /// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
 const PRIVATE_NETWORKS: &str =
     "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
-
-/// The system's own name; `localhost` where it has none that could stand in a greeting.
-fn system_hostname() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if is_hostname(&name) { name } else { "localhost".to_owned() }
-}
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.
 pub fn is_hostname(name: &str) -> bool {

@@ -34,7 +34,6 @@ const LISTENERS: usize = usize::MAX / 2;
 const STOPS: Token = Token(usize::MAX);
 const RELOADS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
-
 /// Events of one poll.
 const EVENTS_MAX: usize = 1024;
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
@@ -43,7 +42,6 @@ const BACKLOG: i32 = 1024;
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// What every socket of ours is made with.
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -140,10 +138,7 @@ pub struct EventLoop {
 
 impl EventLoop {
     /// Starts a server, in this order: binds its sockets, opens and proves the Maildir, and is then ready to accept.
-    ///
-    /// # Errors
-    /// A socket that can't be had, or a Maildir that can't be written, each with what to do about it; and those of the
-    /// system's event queue.
+    /// An error is that of the table, a socket, the Maildir or the system's event queue, with what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
@@ -190,10 +185,7 @@ impl EventLoop {
         move || rustix::net::send(&*stopper, &[0], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
     }
 
-    /// Serves until it is told to stop.
-    ///
-    /// # Errors
-    /// That of the poll, which leaves nothing to wait for.
+    /// Serves until it is told to stop. An error is that of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
         if self.config.protocol.accept_any_login {
             warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
@@ -252,7 +244,6 @@ impl EventLoop {
         }
     }
 
-    /// Reads the table of recipients again.
     fn reload(&mut self) {
         let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
         match Recipients::load(&self.config) {
@@ -277,10 +268,8 @@ impl EventLoop {
 
     /// Takes newcomers, a bounded number from each listener.
     fn accept(&mut self, now: Now) {
-        if self.accept_from > now.instant {
-            return;
-        }
-        for listener in self.listeners.iter_mut().filter(|listener| listener.ready) {
+        let rested = now.instant >= self.accept_from;
+        for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
                 match listener.accept() {
                     Ok((stream, peer)) => {
@@ -328,7 +317,6 @@ fn share_descriptors(connections_max: &mut usize) -> usize {
     files_max
 }
 
-/// Binds all sockets.
 fn listen(config: &Config) -> io::Result<Vec<Listener>> {
     let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
@@ -358,12 +346,10 @@ fn unusable(maildir: &Path, (path, error): PathError) -> io::Error {
     let we = format!("{user}:{group}");
     let maildir = if path.starts_with(maildir) { maildir } else { &path };
     let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
-    let advice = match error.kind() {
-        ErrorKind::PermissionDenied if maildir.exists() => {
-            format!("run: chown -R {we} {quoted} && chmod 0700 {quoted}")
-        }
+    let advice = match (error.kind(), maildir.exists()) {
+        (ErrorKind::PermissionDenied, true) => format!("run: chown -R {we} {quoted} && chmod 0700 {quoted}"),
         // The directory above may be anybody's and stays so.
-        ErrorKind::PermissionDenied | ErrorKind::NotFound if !maildir.exists() => {
+        (ErrorKind::PermissionDenied | ErrorKind::NotFound, false) => {
             format!("run: install -d -o {user} -g {group} -m 0700 {quoted}")
         }
         _ => "mend that, or choose another with --maildir DIR".to_owned(),

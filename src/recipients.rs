@@ -3,12 +3,6 @@
 //! A destination is the path of a Maildir: `/srv/mail/alice`, where symbolic links are followed, since an administrator
 //! wrote it; `/srv/mail/alice//.tag`, where none is behind the two slashes; `//example.org/alice`, below the directory of
 //! mailboxes, where none is either; or nothing, the main Maildir.
-//!
-//! # Names of mailboxes
-//!
-//! Local parts and domains are folded to lower case (ASCII only) and then written octet by octet: `a` to `z`, digits and
-//! `_ + = ~ -` as they are, a dot too unless it comes first, all others as `%` and two hexadecimal digits. So no name
-//! leaves its directory, no two meet, and each can be read back. One longer than 255 octets has no mailbox.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -22,10 +16,8 @@ use crate::smtp::reply::Reply;
 
 /// Octets of the longest name of a file.
 const NAME_OCTETS_MAX: usize = 255;
-
 /// Octets of the longest reply that a table can give.
 const REPLY_LINE_OCTETS_MAX: usize = 500;
-
 /// Aliases that lead from one to the next, at most.
 const ALIASES_MAX: u32 = 16;
 
@@ -61,7 +53,6 @@ struct Table {
     /// tag, `domain@` for all of a domain, `@local-part` at any domain, `domain` for one that is served, `.domain` for
     /// all below it.
     rules: HashMap<String, Rule>,
-    /// All domains are served.
     any_domain: bool,
     /// Whose a recipient without a domain is.
     own_domain: String,
@@ -75,10 +66,8 @@ struct Table {
 }
 
 impl Recipients {
-    /// Reads what `config` says, and the table that it names.
-    ///
-    /// # Errors
-    /// What is wrong in the table, as `file:line:column: what`, or that it can't be read.
+    /// Reads what `config` says, and the table that it names. An error says what is wrong in the table, as
+    /// `file:line:column: what`, or that it can't be read.
     pub fn load(config: &Config) -> Result<Self, String> {
         let mut table = Table {
             own_domain: config.protocol.hostname.to_ascii_lowercase(),
@@ -105,11 +94,8 @@ impl Recipients {
     }
 
     /// Finds the destinations of a recipient and gives them to `take`, none for mail that is dropped, and some perhaps
-    /// twice.
-    ///
-    /// # Errors
-    /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says, or what `exists`
-    /// says of its mailbox.
+    /// twice. Errors are 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says,
+    /// or what `exists` says of its mailbox.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
         normalize(path, &table.own_domain, address);
@@ -218,8 +204,7 @@ impl Table {
     /// Writes where a mailbox is below the directory of mailboxes; false where it can't be there.
     fn write_destination(&self, domain: &str, user: &str, destination: &mut String) -> bool {
         let domain = if domain.is_empty() { &self.own_domain } else { domain };
-        destination.clear();
-        destination.push_str("//");
+        "//".clone_into(destination);
         if self.one_domain {
             // Others are served, too, where the table has them.
             return domain == self.own_domain && encode(user, destination);
@@ -230,10 +215,7 @@ impl Table {
         parent && encode(user, destination)
     }
 
-    /// Reads the table, one rule a line.
-    ///
-    /// # Errors
-    /// What is wrong in it, as `line:column: what`.
+    /// Reads the table, one rule a line. An error says what is wrong in it, as `line:column: what`.
     fn read(&mut self, octets: &[u8]) -> Result<(), String> {
         let octets = octets.strip_prefix("\u{feff}".as_bytes()).unwrap_or(octets);
         let text = octets.utf8_chunks().next().map_or("", |chunk| chunk.valid());
@@ -245,7 +227,7 @@ impl Table {
         if text.len() < octets.len() {
             return Err(wrong(&text[text.len()..], "is followed by what is not UTF-8"));
         }
-        // Addresses that others stand for, as the table has them and as they are looked up.
+        // Addresses that others stand for.
         let mut aliases = Vec::new();
         for line in text.lines() {
             let is_comment = |&(at, _): &(usize, &str)| at == 0 || line[..at].ends_with([' ', '\t']);
@@ -261,13 +243,10 @@ impl Table {
                     wrong(reply, "is no reply such as `452 4.2.2 Mailbox full`, perhaps with `for 3`")
                 })?,
                 _ => {
-                    let mut targets = Vec::new();
-                    for text in value.split(',').map(str::trim) {
-                        let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
-                        aliases.extend((!is_path(&target)).then(|| (text, target.clone())));
-                        targets.push(target);
-                    }
-                    Rule::Targets(targets)
+                    let targets = value.split(',').map(str::trim);
+                    aliases.extend(targets.clone().filter(|text| !is_path(text)));
+                    let read = |text| target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"));
+                    Rule::Targets(targets.map(read).collect::<Result<_, _>>()?)
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
@@ -279,7 +258,7 @@ impl Table {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        for (text, address) in aliases {
+        for (text, address) in aliases.into_iter().filter_map(|text| Some((text, key(text)?))) {
             let (domain, _) = split(&address);
             let what = match self.look_up(&address, ALIASES_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
@@ -333,8 +312,7 @@ fn is_path(target: &str) -> bool {
 
 /// What stands before the first blank of a text, and what behind.
 fn first_word(text: &str) -> (&str, &str) {
-    let (word, rest) = text.split_at(text.find([' ', '\t']).unwrap_or(text.len()));
-    (word, rest.trim_start())
+    text.split_once([' ', '\t']).map_or((text, ""), |(word, rest)| (word, rest.trim_start()))
 }
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
