@@ -42,42 +42,34 @@ impl fmt::Display for Place {
     }
 }
 
-/// All settings of a server. [`Config::default`] is what `mailchute` does without options.
+/// All settings of a server, which [the table of options](crate#options) explains; [`Config::default`] is what
+/// `mailchute` does without any.
+#[allow(missing_docs)] // Only what the table does not say is said here.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where SMTP is taken; `None` for port 2525 of both loopback addresses, of which the system may lack one.
     pub listen: Option<Vec<Place>>,
-    /// Where LMTP is taken.
     pub lmtp: Vec<Place>,
-    /// The Maildir that takes all mail; made where it is missing.
     pub maildir: PathBuf,
     /// Domains that mail is accepted for, `*.example.org` for all below one; none for all.
     pub domains: Vec<String>,
-    /// Where each recipient has a Maildir of its own: `domain/local-part`, or `local-part` where there is one domain.
     pub mailboxes: Option<PathBuf>,
-    /// Whether Maildirs of recipients are made where they are missing.
     pub create_mailboxes: bool,
-    /// A table of recipients.
+    /// The file of the table.
     pub recipients: Option<PathBuf>,
-    /// What stands between a mailbox's name and a tag in a local part.
     pub subaddress_delimiter: Option<char>,
     /// Networks of those who may send; without any, and without domains or a table, those that are not public.
     pub allow_from: Vec<IpNet>,
-    /// Whether a final reply waits for the disk.
     pub sync: SyncMode,
-    /// How much mail stays in each Maildir.
     pub keep: Keep,
-    /// Space that is left free.
     pub min_free: MinFree,
     /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
     pub grace: Duration,
     /// How long a peer may be silent; RFC 5321 4.5.3.2.7 asks for at least 5 minutes.
     pub timeout: Duration,
-    /// Connections at a time; those beyond are told 421.
     pub connections_max: usize,
     /// Whether SIGTERM and SIGINT end the loop. A program wants that, in which nobody else has them.
     pub signals: bool,
-    /// What the protocol needs to know.
     pub protocol: Settings,
 }
 
@@ -117,8 +109,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whose connections are taken: where nothing says for whom mail is, only those that are not public, lest a server
-    /// that takes all be flooded from the Internet. None for all.
+    /// Whose connections are taken, none for all: without domains only private ones, lest the Internet flood the server.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
         if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
             return self.allow_from.clone();

@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,7 +13,6 @@ use std::time::{Duration, Instant, SystemTime};
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -62,7 +60,7 @@ impl Listener {
                 // A server that was killed left it behind.
                 let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
                 let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-                if is_socket && UnixStream::connect(path).is_err_and(refused) {
+                if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
                     let _ = std::fs::remove_file(path);
                 }
                 SocketAddrUnix::new(path)?.into()
@@ -78,24 +76,21 @@ impl Listener {
         rustix::net::bind(&socket, &address)?;
         if let Place::Unix(path) = place {
             // As on loopback, every user of this machine may send mail.
-            rustix::fs::chmod(path, Mode::from_raw_mode(0o666))?;
+            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o666))?;
         }
         rustix::net::listen(&socket, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
         Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
     }
 
-    /// Takes a newcomer. A `TcpStream` reads and writes Unix sockets, too.
-    fn accept(&self) -> Result<(TcpStream, Peer), Errno> {
+    /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
+    fn accept(&self, poll: &Poll, token: Token) -> Result<(TcpStream, Peer), Errno> {
         let (socket, address) = rustix::net::acceptfrom_with(&self.socket, FLAGS)?;
-        let peer = match address.map(SocketAddr::try_from) {
-            Some(Ok(address)) => {
-                // Replies are written whole, so waiting for more would only delay them.
-                let _ = sockopt::set_tcp_nodelay(&socket, true);
-                Peer::Address(address.ip().to_canonical())
-            }
-            _ => Peer::Local,
-        };
+        watch(poll, &socket, token, Interest::READABLE | Interest::WRITABLE)?;
+        // Replies are written whole, so waiting for more would only delay them. Unix sockets never wait.
+        let _ = sockopt::set_tcp_nodelay(&socket, true);
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        let peer = address.map_or(Peer::Local, |address| Peer::Address(address.ip().to_canonical()));
         Ok((socket.into(), peer))
     }
 }
@@ -109,25 +104,14 @@ impl Drop for Listener {
 }
 
 /// A whole server: its sockets, its Maildir and the loop that serves them on the caller's thread.
-///
-/// ```no_run
-/// let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
-/// let event_loop = mailchute::EventLoop::start(config)?;
-/// let stop = event_loop.stopper();
-/// let server = std::thread::spawn(move || event_loop.run());
-/// // … and when it is time:
-/// stop()?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 pub struct EventLoop {
     poll: Poll,
     listeners: Vec<Listener>,
     /// Newcomers are taken from now on; later than now when no descriptor was left for one.
     accept_from: Instant,
     server: Server<TcpStream, Disk>,
-    /// Takes an octet for each time that the end is asked for.
+    /// Takes an octet for each time that the end is asked for, which `stops` gives.
     stopper: Arc<OwnedFd>,
-    /// Gives them.
     stops: OwnedFd,
     /// Gives an octet for each time that the table is to be read again.
     reloads: OwnedFd,
@@ -271,20 +255,14 @@ impl EventLoop {
         let rested = now.instant >= self.accept_from;
         for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
-                match listener.accept() {
-                    Ok((stream, peer)) => {
-                        let token = Token(self.server.vacant_key());
-                        match watch(&self.poll, &stream, token, Interest::READABLE | Interest::WRITABLE) {
-                            Ok(()) => drop(self.server.accept(stream, peer, listener.dialect, now)),
-                            Err(error) => warn!("a connection from {peer} can't be watched: {error}"),
-                        }
-                    }
+                match listener.accept(&self.poll, Token(self.server.vacant_key())) {
+                    Ok((stream, peer)) => drop(self.server.accept(stream, peer, listener.dialect, now)),
                     Err(Errno::AGAIN) => {
                         listener.ready = false;
                         break;
                     }
                     // Waiting helps, trying at once does not.
-                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)) => {
                         warn!("no room for a newcomer: {error}; those who are here go on");
                         self.accept_from = now.instant + ACCEPT_PAUSE;
                         return;
@@ -297,8 +275,9 @@ impl EventLoop {
     }
 }
 
-fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> io::Result<()> {
-    poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
+fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> Result<(), Errno> {
+    let registered = poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest);
+    registered.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where

@@ -2,13 +2,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use lexopt::Arg;
-use log::LevelFilter;
 use mailchute::Config;
 use mailchute::config::{Place, is_hostname};
 use mailchute::delivery::MinFree;
@@ -65,11 +63,8 @@ fn options() -> impl Iterator<Item = (&'static str, &'static str, &'static str)>
     })
 }
 
-/// Reads the command line, and from the environment what it does not say: the settings, and filters for the log.
-/// Prints help or the version where that is asked for, and ends.
-///
-/// # Errors
-/// One line that names what is wrong and what would be right.
+/// Reads the command line, and from the environment what it does not say: the settings, and filters for the log. Prints
+/// help or the version where that is asked for, and ends. An error is one line: what is wrong, and what would be right.
 pub fn parse() -> Result<(Config, String), lexopt::Error> {
     let mut flags = Vec::new();
     let mut parser = lexopt::Parser::from_env();
@@ -87,8 +82,8 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
     let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
-        let mut values: Vec<OsString> = Vec::new();
-        values.extend(flags.iter().filter(|(flag, _)| *flag == name).map(|(_, value)| value.clone()));
+        let given = flags.iter().filter(|(flag, _)| *flag == name);
+        let mut values: Vec<OsString> = given.map(|(_, value)| value.clone()).collect();
         if values.is_empty() {
             source = format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"));
             let value = std::env::var_os(&source).unwrap_or_default();
@@ -135,7 +130,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, filters: &mut String) -
         "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
         "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
         "grace" => config.grace = time(text)?,
-        "log" => *filters = text.parse::<LevelFilter>().ok()?.to_string(),
+        "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
         _ => return None,
     }
     Some(())
@@ -158,7 +153,7 @@ fn place(value: &str) -> Option<Place> {
 
 /// A network, or one address.
 fn network(value: &str) -> Option<IpNet> {
-    value.parse().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
+    value.parse().ok().or_else(|| value.parse::<std::net::IpAddr>().ok().map(IpNet::from))
 }
 
 /// A domain, an address literal, or `*.` and a domain.

@@ -18,8 +18,8 @@ use crate::smtp::reply::Reply;
 const NAME_OCTETS_MAX: usize = 255;
 /// Octets of the longest reply that a table can give.
 const REPLY_LINE_OCTETS_MAX: usize = 500;
-/// Aliases that lead from one to the next, at most.
-const ALIASES_MAX: u32 = 16;
+/// Addresses that are looked up for one, as aliases lead from it to the next.
+const LOOK_UPS_MAX: u32 = 17;
 
 /// What is known of an address.
 #[derive(Debug)]
@@ -93,9 +93,8 @@ impl Recipients {
         Ok(Self { table, ..Self::default() })
     }
 
-    /// Finds the destinations of a recipient and gives them to `take`, none for mail that is dropped, and some perhaps
-    /// twice. Errors are 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says,
-    /// or what `exists` says of its mailbox.
+    /// Gives the destinations of a recipient to `take`: none for mail that is dropped, and some perhaps twice. The error is
+    /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, or what the table or `exists` says.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
         normalize(path, &table.own_domain, address);
@@ -116,11 +115,9 @@ impl Recipients {
                     destination.truncate(octets);
                 }
             }
-            exists(destination, create)?;
-            take(destination);
-            Ok(())
+            exists(destination, create).map(|()| take(destination))
         };
-        match table.look_up(address, ALIASES_MAX, destination, &mut found) {
+        match table.look_up(address, LOOK_UPS_MAX, destination, &mut found) {
             Ok(true) => {}
             Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.into()),
             Err(line) if line.starts_with('4') || !postmaster => return Err(line),
@@ -153,7 +150,8 @@ impl Table {
 
     /// Finds what is known of an address, with its tag before without: its own rule, that of its local part at any domain,
     /// that of its domain, its Maildir. False where nothing is.
-    fn look_up(&self, address: &str, aliases_left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
+    fn look_up(&self, address: &str, left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
+        let left = left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
         let (domain, local_part) = split(address);
         let (user, tag) = self.split_tag(local_part);
         let at = domain.len();
@@ -163,9 +161,9 @@ impl Table {
         for (name, tag) in [(address, None), (untagged, tag), (anywhere, None), (untagged_anywhere, tag), (all, None)] {
             match self.rules.get(name) {
                 None | Some(Rule::Served) => {}
-                Some(Rule::Reply(_, left)) if left.get() == 0 => known = true,
-                Some(Rule::Reply(line, left)) => {
-                    left.set(left.get() - u32::from(left.get() != u32::MAX));
+                Some(Rule::Reply(_, times)) if times.get() == 0 => known = true,
+                Some(Rule::Reply(line, times)) => {
+                    times.set(times.get() - u32::from(times.get() != u32::MAX));
                     return Err(line);
                 }
                 Some(Rule::Targets(targets)) => {
@@ -174,11 +172,8 @@ impl Table {
                         if is_path(target) {
                             buffer.clone_from(target);
                             found(buffer, tag, self.create)?;
-                        } else {
-                            let more = aliases_left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
-                            if !self.look_up(target, more, buffer, found)? {
-                                return Err(Reply::NO_SUCH_MAILBOX.into());
-                            }
+                        } else if !self.look_up(target, left, buffer, found)? {
+                            return Err(Reply::NO_SUCH_MAILBOX.into());
                         }
                     }
                     return Ok(true);
@@ -260,7 +255,7 @@ impl Table {
         }
         for (text, address) in aliases.into_iter().filter_map(|text| Some((text, key(text)?))) {
             let (domain, _) = split(&address);
-            let what = match self.look_up(&address, ALIASES_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
+            let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
                 Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
                 Err(_) => "is refused",
@@ -310,18 +305,16 @@ fn is_path(target: &str) -> bool {
     target.starts_with(['/', '.'])
 }
 
-/// What stands before the first blank of a text, and what behind.
+/// What stands before the first blank of a text, and what behind: both of them parts of it.
 fn first_word(text: &str) -> (&str, &str) {
-    text.split_once([' ', '\t']).map_or((text, ""), |(word, rest)| (word, rest.trim_start()))
+    let (word, rest) = text.split_at(text.find([' ', '\t']).unwrap_or(text.len()));
+    (word, rest.trim_start())
 }
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
 fn reply_rule(text: &str) -> Option<Rule> {
-    let mut words = text.rsplitn(3, ' ');
-    let (line, times) = match (words.next()?.parse(), words.next(), words.next()) {
-        (Ok(times), Some("for"), Some(line)) => (line.trim_end(), times),
-        _ => (text, u32::MAX),
-    };
+    let limited = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
+    let (line, times) = limited.unwrap_or((text, u32::MAX));
     let (code, rest) = line.split_once(' ')?;
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);
     let good = matches!(code.as_bytes(), [b'4' | b'5', b'0'..=b'5', b'0'..=b'9'])
