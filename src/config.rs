@@ -9,7 +9,6 @@ use ipnet::IpNet;
 
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
-use crate::smtp::data::LineEnd;
 use crate::smtp::session::Settings;
 use crate::sweep::Keep;
 
@@ -42,8 +41,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// All settings of a server, which [the table of options](crate#options) explains; [`Config::default`] is what
-/// `mailchute` does without any.
+/// All settings of a server, as [the table of options](crate#options) explains them; the default is without any option.
 #[allow(missing_docs)] // Only what the table does not say is said here.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -51,14 +49,11 @@ pub struct Config {
     pub listen: Option<Vec<Place>>,
     pub lmtp: Vec<Place>,
     pub maildir: PathBuf,
-    /// Domains that mail is accepted for, `*.example.org` for all below one; none for all.
     pub domains: Vec<String>,
     pub mailboxes: Option<PathBuf>,
     pub create_mailboxes: bool,
-    /// The file of the table.
     pub recipients: Option<PathBuf>,
     pub subaddress_delimiter: Option<char>,
-    /// Networks of those who may send; without any, and without domains or a table, those that are not public.
     pub allow_from: Vec<IpNet>,
     pub sync: SyncMode,
     pub keep: Keep,
@@ -101,7 +96,7 @@ impl Default for Config {
                 transactions_max: None,
                 strict: false,
                 reject_bare_newline: false,
-                line_end: LineEnd::Lf,
+                line_end: crate::smtp::data::LineEnd::Lf,
                 accept_any_login: false,
             },
         }
@@ -109,7 +104,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whose connections are taken, none for all: without domains only private ones, lest the Internet flood the server.
+    /// Whose connections are taken, none for all. Where nothing says for whom mail is, lest the Internet flood a server
+    /// that takes all of it, those that are not public.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
         if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
             return self.allow_from.clone();

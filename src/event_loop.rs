@@ -1,5 +1,4 @@
-//! The loop: the only file that knows `mio`. Sockets, signals and ended flushes become marks on the [`Server`], which
-//! then takes its turn.
+//! The loop, which alone knows `mio`: sockets, signals and ended flushes become marks on the [`Server`], then its turn comes.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
@@ -11,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
-use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -32,8 +30,6 @@ const LISTENERS: usize = usize::MAX / 2;
 const STOPS: Token = Token(usize::MAX);
 const RELOADS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
-/// Events of one poll.
-const EVENTS_MAX: usize = 1024;
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
 /// Descriptors for all but connections and files of messages.
@@ -162,8 +158,7 @@ impl EventLoop {
         self.listeners.iter().map(|listener| listener.place.to_string()).collect()
     }
 
-    /// What ends the loop from another thread, as SIGTERM does; called once more, it ends the loop at once. Its error is
-    /// that of the write which wakes the loop: `BrokenPipe` when that has ended.
+    /// What ends the loop from another thread, as SIGTERM does; once more ends it at once, and again is a `BrokenPipe`.
     pub fn stopper(&self) -> impl Fn() -> io::Result<()> + Clone + Send + Sync + use<> {
         let stopper = Arc::clone(&self.stopper);
         move || rustix::net::send(&*stopper, &[0], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
@@ -183,7 +178,7 @@ impl EventLoop {
         }
         let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
         info!("storing mail in {}", path.display());
-        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut events = Events::with_capacity(1024);
         loop {
             match self.poll.poll(&mut events, Some(self.patience())) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -250,7 +245,6 @@ impl EventLoop {
         sleeps.fold(self.server.next_deadline(now), Duration::min)
     }
 
-    /// Takes newcomers, a bounded number from each listener.
     fn accept(&mut self, now: Now) {
         let rested = now.instant >= self.accept_from;
         for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
@@ -276,7 +270,7 @@ impl EventLoop {
 }
 
 fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> Result<(), Errno> {
-    let registered = poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest);
+    let registered = poll.registry().register(&mut mio::unix::SourceFd(&socket.as_raw_fd()), token, interest);
     registered.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 

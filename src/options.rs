@@ -145,10 +145,8 @@ fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
 }
 
 fn place(value: &str) -> Option<Place> {
-    match value.strip_prefix("unix:") {
-        Some(path) => (!path.is_empty()).then(|| Place::Unix(path.into())),
-        None => value.parse().ok().map(Place::Tcp),
-    }
+    let unix = value.strip_prefix("unix:").filter(|path| !path.is_empty()).map(|path| Place::Unix(path.into()));
+    unix.or_else(|| value.parse().ok().map(Place::Tcp))
 }
 
 /// A network, or one address.
@@ -175,10 +173,8 @@ fn octets(value: &str) -> Option<u64> {
 }
 
 fn min_free(value: &str) -> Option<MinFree> {
-    match value.strip_suffix('%') {
-        Some(percent) => percent.trim().parse().ok().filter(|&it| it <= 100).map(MinFree::Percent),
-        None => octets(value).map(MinFree::Octets),
-    }
+    let percent = value.strip_suffix('%').and_then(|number| number.trim().parse().ok()).filter(|&it| it <= 100);
+    percent.map(MinFree::Percent).or_else(|| octets(value).map(MinFree::Octets))
 }
 
 /// A time with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.

@@ -14,10 +14,6 @@ use crate::smtp::address::Path;
 use crate::smtp::command::Syntax;
 use crate::smtp::reply::Reply;
 
-/// Octets of the longest name of a file.
-const NAME_OCTETS_MAX: usize = 255;
-/// Octets of the longest reply that a table can give.
-const REPLY_LINE_OCTETS_MAX: usize = 500;
 /// Addresses that are looked up for one, as aliases lead from it to the next.
 const LOOK_UPS_MAX: u32 = 17;
 
@@ -98,7 +94,7 @@ impl Recipients {
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
         normalize(path, &table.own_domain, address);
-        let (domain, local_part) = split(address);
+        let (domain, local_part) = address.split_once('@').unwrap_or_default();
         // Ways of old to have mail sent on: in such a local part stands the true address.
         let routed = local_part.contains(['@', '%', '!']) && !table.rules.contains_key(address.as_str());
         if routed && !table.any_domain || path.domain().is_some() && !table.serves(domain) {
@@ -142,17 +138,15 @@ impl Table {
 
     /// The user and the tag of a local part.
     fn split_tag<'a>(&self, local_part: &'a str) -> (&'a str, Option<&'a str>) {
-        match self.delimiter.and_then(|delimiter| local_part.split_once(delimiter)) {
-            Some((user, tag)) if !user.is_empty() => (user, Some(tag)),
-            _ => (local_part, None),
-        }
+        let parts = self.delimiter.and_then(|delimiter| local_part.split_once(delimiter));
+        parts.filter(|(user, _)| !user.is_empty()).map_or((local_part, None), |(user, tag)| (user, Some(tag)))
     }
 
     /// Finds what is known of an address, with its tag before without: its own rule, that of its local part at any domain,
     /// that of its domain, its Maildir. False where nothing is.
     fn look_up(&self, address: &str, left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
         let left = left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
-        let (domain, local_part) = split(address);
+        let (domain, local_part) = address.split_once('@').unwrap_or_default();
         let (user, tag) = self.split_tag(local_part);
         let at = domain.len();
         let untagged = &address[..=at + user.len()];
@@ -245,7 +239,7 @@ impl Table {
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
-            let (domain, _) = split(&address);
+            let (domain, _) = address.split_once('@').unwrap_or_default();
             if !domain.is_empty() {
                 self.serve(domain);
             }
@@ -254,7 +248,7 @@ impl Table {
             }
         }
         for (text, address) in aliases.into_iter().filter_map(|text| Some((text, key(text)?))) {
-            let (domain, _) = split(&address);
+            let (domain, _) = address.split_once('@').unwrap_or_default();
             let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
                 Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
@@ -267,15 +261,9 @@ impl Table {
     }
 }
 
-/// The parts of an address as it is looked up.
-fn split(address: &str) -> (&str, &str) {
-    address.split_once('@').unwrap_or_default()
-}
-
 /// Writes an address as it is looked up: domain first, no quotes, lower case, no dot at the domain's end.
 fn normalize(path: &Path<'_>, own_domain: &str, address: &mut String) {
-    address.clear();
-    address.push_str(path.domain().unwrap_or(own_domain).trim_end_matches('.'));
+    path.domain().unwrap_or(own_domain).trim_end_matches('.').clone_into(address);
     address.push('@');
     address.extend(path.unquoted());
     address.make_ascii_lowercase();
@@ -311,7 +299,8 @@ fn first_word(text: &str) -> (&str, &str) {
     (word, rest.trim_start())
 }
 
-/// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
+/// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text;
+/// all that in 500 octets, of the 512 of RFC 5321 4.5.3.1.5.
 fn reply_rule(text: &str) -> Option<Rule> {
     let limited = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
     let (line, times) = limited.unwrap_or((text, u32::MAX));
@@ -319,12 +308,12 @@ fn reply_rule(text: &str) -> Option<Rule> {
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);
     let good = matches!(code.as_bytes(), [b'4' | b'5', b'0'..=b'5', b'0'..=b'9'])
         && enhanced.is_none_or(|enhanced| enhanced.as_bytes().first() == code.as_bytes().first())
-        && line.len() <= REPLY_LINE_OCTETS_MAX
+        && line.len() <= 500
         && line.bytes().all(|octet| matches!(octet, b' '..=b'~'));
     good.then(|| Rule::Reply(line.to_owned(), Cell::new(times)))
 }
 
-/// Writes what may be any text as the name of a file; false where it is empty, or too long for one.
+/// Writes what may be any text as the name of a file; false where it is empty, or longer than the 255 octets of a name.
 fn encode(text: &str, name: &mut String) -> bool {
     let before = name.len();
     for octet in text.bytes() {
@@ -334,5 +323,5 @@ fn encode(text: &str, name: &mut String) -> bool {
             _ => drop(write!(name, "%{octet:02X}")),
         }
     }
-    (1..=NAME_OCTETS_MAX).contains(&(name.len() - before))
+    (1..=255).contains(&(name.len() - before))
 }
