@@ -1,4 +1,4 @@
-//! The loop, which alone knows `mio`: sockets, signals and ended flushes become marks on the [`Server`], then its turn comes.
+//! The loop, which alone knows `mio`: sockets, signals and ended flushes become marks on the [`Server`] for its turn.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
@@ -36,7 +36,6 @@ const BACKLOG: i32 = 1024;
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What every socket of ours is made with.
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 struct Listener {
@@ -158,7 +157,7 @@ impl EventLoop {
         self.listeners.iter().map(|listener| listener.place.to_string()).collect()
     }
 
-    /// What ends the loop from another thread, as SIGTERM does; once more ends it at once, and again is a `BrokenPipe`.
+    /// What ends the loop from another thread, as SIGTERM does, and called again at once; `BrokenPipe` when it has ended.
     pub fn stopper(&self) -> impl Fn() -> io::Result<()> + Clone + Send + Sync + use<> {
         let stopper = Arc::clone(&self.stopper);
         move || rustix::net::send(&*stopper, &[0], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
@@ -307,10 +306,8 @@ fn listen(config: &Config) -> io::Result<Vec<Listener>> {
             }
         }
     }
-    if listeners.is_empty() {
-        return Err(io::Error::other("no address to listen on; name one with --listen ADDR"));
-    }
-    Ok(listeners)
+    let problem = "no address to listen on; name one with --listen ADDR";
+    if listeners.is_empty() { Err(io::Error::other(problem)) } else { Ok(listeners) }
 }
 
 /// Why a directory can't be used, whose it is, who we are, and what mends it.

@@ -12,7 +12,6 @@ use mailchute::config::{Place, is_hostname};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
 use mailchute::smtp::data::LineEnd;
 
 /// What `--help` says, and the one table of options: each line has a name (`MAILCHUTE_NAME` in the environment), what
@@ -91,18 +90,16 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
             values.extend(parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()));
         }
         for value in values {
-            apply(name, &value, &mut config, &mut filters)
-                .ok_or_else(|| format!("{source} does not take {:?}: {help}", value.to_string_lossy()))?;
+            let text = value.to_string_lossy();
+            apply(name, &value, text.trim(), &mut config, &mut filters)
+                .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
         }
     }
     Ok((config, filters))
 }
 
-/// Sets what `name` stands for; `None` where the value is wrong.
-fn apply(name: &str, value: &OsStr, config: &mut Config, filters: &mut String) -> Option<()> {
-    // A path may be any octets; all else is text.
-    let text = value.to_string_lossy();
-    let text = text.trim();
+/// Sets what `name` stands for, from text or where it is a path from any octets; `None` where the value is wrong.
+fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &mut String) -> Option<()> {
     let protocol = &mut config.protocol;
     match name {
         "listen" => config.listen.get_or_insert_default().push(place(text)?),
@@ -157,7 +154,7 @@ fn network(value: &str) -> Option<IpNet> {
 /// A domain, an address literal, or `*.` and a domain.
 fn domain(value: &str) -> Option<&str> {
     let any = format!("any@{}", value.strip_prefix("*.").unwrap_or(value));
-    Path::mailbox(&any, Syntax { strict: false }).map(|_| value)
+    Path::mailbox(&any, mailchute::smtp::command::Syntax { strict: false }).map(|_| value)
 }
 
 /// A number and its unit, as a number of what `units` count in.

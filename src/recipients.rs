@@ -11,7 +11,6 @@ use std::fmt::Write as _;
 use crate::config::Config;
 use crate::delivery::MAIN;
 use crate::smtp::address::Path;
-use crate::smtp::command::Syntax;
 use crate::smtp::reply::Reply;
 
 /// Addresses that are looked up for one, as aliases lead from it to the next.
@@ -45,9 +44,8 @@ pub struct Recipients {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// By `domain@local-part`, of which all else that a recipient may be known by is a part: the address without its
-    /// tag, `domain@` for all of a domain, `@local-part` at any domain, `domain` for one that is served, `.domain` for
-    /// all below it.
+    /// By `domain@local-part` or a part of it: the address without its tag, `domain@` for all of a domain, `@local-part`
+    /// at any domain, `domain` for one that is served, `.domain` for all below it.
     rules: HashMap<String, Rule>,
     any_domain: bool,
     /// Whose a recipient without a domain is.
@@ -274,7 +272,7 @@ fn key(text: &str) -> Option<String> {
     let all = if text.starts_with('@') { "all" } else { "" };
     let address = [all, text].concat();
     let mut key = String::new();
-    normalize(&Path::mailbox(&address, Syntax { strict: false })?, "", &mut key);
+    normalize(&Path::mailbox(&address, crate::smtp::command::Syntax { strict: false })?, "", &mut key);
     key.truncate(key.len() - all.len());
     Some(key)
 }
@@ -299,8 +297,7 @@ fn first_word(text: &str) -> (&str, &str) {
     (word, rest.trim_start())
 }
 
-/// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text;
-/// all that in 500 octets, of the 512 of RFC 5321 4.5.3.1.5.
+/// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
 fn reply_rule(text: &str) -> Option<Rule> {
     let limited = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
     let (line, times) = limited.unwrap_or((text, u32::MAX));
@@ -308,7 +305,7 @@ fn reply_rule(text: &str) -> Option<Rule> {
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);
     let good = matches!(code.as_bytes(), [b'4' | b'5', b'0'..=b'5', b'0'..=b'9'])
         && enhanced.is_none_or(|enhanced| enhanced.as_bytes().first() == code.as_bytes().first())
-        && line.len() <= 500
+        && line.len() <= 500 // A reply line has 512 with its CRLF (RFC 5321 4.5.3.1.5).
         && line.bytes().all(|octet| matches!(octet, b' '..=b'~'));
     good.then(|| Rule::Reply(line.to_owned(), Cell::new(times)))
 }
