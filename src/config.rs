@@ -109,11 +109,13 @@ impl Config {
         if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
             return self.allow_from.clone();
         }
-        // Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
-        const PRIVATE: &str = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
-        PRIVATE.split(' ').filter_map(|network| network.parse().ok()).collect()
+        PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect()
     }
 }
+
+/// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
+const PRIVATE_NETWORKS: &str =
+    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.
 pub fn is_hostname(name: &str) -> bool {

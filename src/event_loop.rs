@@ -81,7 +81,8 @@ impl Listener {
     /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
     fn accept(&self, poll: &Poll, token: Token) -> Result<(TcpStream, Peer), Errno> {
         let (socket, address) = rustix::net::acceptfrom_with(&self.socket, FLAGS)?;
-        watch(poll, &socket, token, Interest::READABLE | Interest::WRITABLE)?;
+        let watched = watch(poll, &socket, token, Interest::READABLE | Interest::WRITABLE);
+        watched.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         // Replies are written whole, so waiting for more would only delay them. Unix sockets never wait.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let address = address.and_then(|address| SocketAddr::try_from(address).ok());
@@ -268,9 +269,8 @@ impl EventLoop {
     }
 }
 
-fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> Result<(), Errno> {
-    let registered = poll.registry().register(&mut mio::unix::SourceFd(&socket.as_raw_fd()), token, interest);
-    registered.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> io::Result<()> {
+    poll.registry().register(&mut mio::unix::SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
