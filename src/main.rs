@@ -21,8 +21,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Lines on stderr, without times: journals and container engines add their own. One is lost when its reader is too slow,
-/// lest the server wait for it.
+/// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.
 fn start_logging(filters: &str) {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(if filters.is_empty() { "info" } else { filters });

@@ -60,8 +60,7 @@ struct Table {
 }
 
 impl Recipients {
-    /// Reads what `config` says, and the table that it names. An error says what is wrong in the table, as
-    /// `file:line:column: what`, or that it can't be read.
+    /// Reads what `config` says, and its table. An error is why that can't be read, or `file:line:column: what is wrong`.
     pub fn load(config: &Config) -> Result<Self, String> {
         let mut table = Table {
             own_domain: config.protocol.hostname.to_ascii_lowercase(),
@@ -134,7 +133,6 @@ impl Table {
         self.any_domain || self.rules.contains_key(domain) || below()
     }
 
-    /// The user and the tag of a local part.
     fn split_tag<'a>(&self, local_part: &'a str) -> (&'a str, Option<&'a str>) {
         let parts = self.delimiter.and_then(|delimiter| local_part.split_once(delimiter));
         parts.filter(|(user, _)| !user.is_empty()).map_or((local_part, None), |(user, tag)| (user, Some(tag)))
@@ -230,10 +228,12 @@ impl Table {
                     wrong(reply, "is no reply such as `452 4.2.2 Mailbox full`, perhaps with `for 3`")
                 })?,
                 _ => {
-                    let targets = value.split(',').map(str::trim);
-                    aliases.extend(targets.clone().filter(|text| !is_path(text)));
-                    let read = |text| target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"));
-                    Rule::Targets(targets.map(read).collect::<Result<_, _>>()?)
+                    let mut targets = Vec::new();
+                    for text in value.split(',').map(str::trim) {
+                        aliases.extend((!is_path(text)).then_some(text));
+                        targets.push(target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?);
+                    }
+                    Rule::Targets(targets)
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
