@@ -9,12 +9,10 @@ use ipnet::IpNet;
 
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
-use crate::smtp::data::LineEnd;
 use crate::smtp::session::Settings;
 use crate::sweep::Keep;
 
-/// Octets of a block: one read, and a message that waits for the rest of it in memory. A message that is shorter, with
-/// its trace lines, reaches its file in one write.
+/// Octets of a block: one read, or a message that waits in memory; a shorter one reaches its file in one write.
 pub const BLOCK_OCTETS: usize = 64 * 1024;
 /// Blocks that all connections share; when all are lent, messages wait in their files.
 pub const BLOCKS_MAX: usize = 64;
@@ -43,47 +41,36 @@ impl fmt::Display for Place {
     }
 }
 
-/// All settings of a server. [`Config::default`] is what `mailchute` does without options.
+/// All settings of a server, as [the table of options](crate#options) explains them; the default is without any option.
+#[allow(missing_docs)] // Only what the table does not say is said here.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where SMTP is taken; `None` for port 2525 of both loopback addresses, of which the system may lack one.
     pub listen: Option<Vec<Place>>,
-    /// Where LMTP is taken.
     pub lmtp: Vec<Place>,
-    /// The Maildir that takes all mail; made where it is missing.
     pub maildir: PathBuf,
-    /// Domains that mail is accepted for, `*.example.org` for all below one; none for all.
     pub domains: Vec<String>,
-    /// Where each recipient has a Maildir of its own: `domain/local-part`, or `local-part` where there is one domain.
     pub mailboxes: Option<PathBuf>,
-    /// Whether Maildirs of recipients are made where they are missing.
     pub create_mailboxes: bool,
-    /// A table of recipients.
     pub recipients: Option<PathBuf>,
-    /// What stands between a mailbox's name and a tag in a local part.
     pub subaddress_delimiter: Option<char>,
-    /// Networks of those who may send; without any, and without domains or a table, those that are not public.
     pub allow_from: Vec<IpNet>,
-    /// Whether a final reply waits for the disk.
     pub sync: SyncMode,
-    /// How much mail stays in each Maildir.
     pub keep: Keep,
-    /// Space that is left free.
     pub min_free: MinFree,
     /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
     pub grace: Duration,
     /// How long a peer may be silent; RFC 5321 4.5.3.2.7 asks for at least 5 minutes.
     pub timeout: Duration,
-    /// Connections at a time; those beyond are told 421.
     pub connections_max: usize,
     /// Whether SIGTERM and SIGINT end the loop. A program wants that, in which nobody else has them.
     pub signals: bool,
-    /// What the protocol needs to know.
     pub protocol: Settings,
 }
 
 impl Default for Config {
     fn default() -> Self {
+        let system_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Self {
             listen: None,
             lmtp: Vec::new(),
@@ -102,7 +89,7 @@ impl Default for Config {
             connections_max: 1000,
             signals: false,
             protocol: Settings {
-                hostname: system_hostname(),
+                hostname: Some(system_name).filter(|name| is_hostname(name)).unwrap_or_else(|| "localhost".to_owned()),
                 message_octets_max: 25 << 20,
                 recipients_max: 1000,
                 destinations_max: 128,
@@ -110,7 +97,7 @@ impl Default for Config {
                 transactions_max: None,
                 strict: false,
                 reject_bare_newline: false,
-                line_end: LineEnd::Lf,
+                line_end: crate::smtp::data::LineEnd::Lf,
                 accept_any_login: false,
             },
         }
@@ -118,8 +105,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whose connections are taken: where nothing says for whom mail is, only those that are not public, lest a server
-    /// that takes all be flooded from the Internet. None for all.
+    /// Whose connections are taken, none for all: without domains or a table private ones, lest others flood it.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
         if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
             return self.allow_from.clone();
@@ -131,12 +117,6 @@ impl Config {
 /// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
 const PRIVATE_NETWORKS: &str =
     "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
-
-/// The system's own name; `localhost` where it has none that could stand in a greeting.
-fn system_hostname() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if is_hostname(&name) { name } else { "localhost".to_owned() }
-}
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.
 pub fn is_hostname(name: &str) -> bool {

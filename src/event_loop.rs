@@ -1,20 +1,16 @@
-//! The loop: the only file that knows `mio`. Sockets, signals and ended flushes become marks on the [`Server`], which
-//! then takes its turn.
+//! The loop, which alone knows `mio`: sockets, signals and ended flushes become marks on the [`Server`] for its turn.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{error, info, warn};
-use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,17 +30,12 @@ const LISTENERS: usize = usize::MAX / 2;
 const STOPS: Token = Token(usize::MAX);
 const RELOADS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
-
-/// Events of one poll.
-const EVENTS_MAX: usize = 1024;
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
 /// Descriptors for all but connections and files of messages.
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What every socket of ours is made with.
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 struct Listener {
@@ -64,7 +55,7 @@ impl Listener {
                 // A server that was killed left it behind.
                 let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
                 let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-                if is_socket && UnixStream::connect(path).is_err_and(refused) {
+                if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
                     let _ = std::fs::remove_file(path);
                 }
                 SocketAddrUnix::new(path)?.into()
@@ -80,24 +71,22 @@ impl Listener {
         rustix::net::bind(&socket, &address)?;
         if let Place::Unix(path) = place {
             // As on loopback, every user of this machine may send mail.
-            rustix::fs::chmod(path, Mode::from_raw_mode(0o666))?;
+            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o666))?;
         }
         rustix::net::listen(&socket, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
         Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
     }
 
-    /// Takes a newcomer. A `TcpStream` reads and writes Unix sockets, too.
-    fn accept(&self) -> Result<(TcpStream, Peer), Errno> {
+    /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
+    fn accept(&self, poll: &Poll, token: Token) -> Result<(TcpStream, Peer), Errno> {
         let (socket, address) = rustix::net::acceptfrom_with(&self.socket, FLAGS)?;
-        let peer = match address.map(SocketAddr::try_from) {
-            Some(Ok(address)) => {
-                // Replies are written whole, so waiting for more would only delay them.
-                let _ = sockopt::set_tcp_nodelay(&socket, true);
-                Peer::Address(address.ip().to_canonical())
-            }
-            _ => Peer::Local,
-        };
+        let watched = watch(poll, &socket, token, Interest::READABLE | Interest::WRITABLE);
+        watched.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // Replies are written whole, so waiting for more would only delay them. Unix sockets never wait.
+        let _ = sockopt::set_tcp_nodelay(&socket, true);
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        let peer = address.map_or(Peer::Local, |address| Peer::Address(address.ip().to_canonical()));
         Ok((socket.into(), peer))
     }
 }
@@ -111,25 +100,14 @@ impl Drop for Listener {
 }
 
 /// A whole server: its sockets, its Maildir and the loop that serves them on the caller's thread.
-///
-/// ```no_run
-/// let config = mailchute::Config { maildir: "/var/mail/in".into(), ..Default::default() };
-/// let event_loop = mailchute::EventLoop::start(config)?;
-/// let stop = event_loop.stopper();
-/// let server = std::thread::spawn(move || event_loop.run());
-/// // … and when it is time:
-/// stop()?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 pub struct EventLoop {
     poll: Poll,
     listeners: Vec<Listener>,
     /// Newcomers are taken from now on; later than now when no descriptor was left for one.
     accept_from: Instant,
     server: Server<TcpStream, Disk>,
-    /// Takes an octet for each time that the end is asked for.
+    /// Takes an octet for each time that the end is asked for, which `stops` gives.
     stopper: Arc<OwnedFd>,
-    /// Gives them.
     stops: OwnedFd,
     /// Gives an octet for each time that the table is to be read again.
     reloads: OwnedFd,
@@ -140,10 +118,7 @@ pub struct EventLoop {
 
 impl EventLoop {
     /// Starts a server, in this order: binds its sockets, opens and proves the Maildir, and is then ready to accept.
-    ///
-    /// # Errors
-    /// A socket that can't be had, or a Maildir that can't be written, each with what to do about it; and those of the
-    /// system's event queue.
+    /// An error is that of the table, a socket, the Maildir or the system's event queue, with what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
@@ -186,17 +161,13 @@ impl EventLoop {
         self.listeners.iter().map(|listener| listener.place.to_string()).collect()
     }
 
-    /// What ends the loop from another thread, as SIGTERM does; called once more, it ends the loop at once. Its error is
-    /// that of the write which wakes the loop: `BrokenPipe` when that has ended.
+    /// What ends the loop from another thread, as SIGTERM does, and called again at once; `BrokenPipe` when it has ended.
     pub fn stopper(&self) -> impl Fn() -> io::Result<()> + Clone + Send + Sync + use<> {
         let stopper = Arc::clone(&self.stopper);
         move || rustix::net::send(&*stopper, &[0], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
     }
 
-    /// Serves until it is told to stop.
-    ///
-    /// # Errors
-    /// That of the poll, which leaves nothing to wait for.
+    /// Serves until it is told to stop. An error is that of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
         if self.config.protocol.accept_any_login {
             warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
@@ -210,7 +181,7 @@ impl EventLoop {
         }
         let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
         info!("storing mail in {}", path.display());
-        let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut events = Events::with_capacity(1024);
         loop {
             match self.poll.poll(&mut events, Some(self.patience())) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -255,7 +226,6 @@ impl EventLoop {
         }
     }
 
-    /// Reads the table of recipients again.
     fn reload(&mut self) {
         let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
         match Recipients::load(&self.config) {
@@ -278,27 +248,18 @@ impl EventLoop {
         sleeps.fold(self.server.next_deadline(now), Duration::min)
     }
 
-    /// Takes newcomers, a bounded number from each listener.
     fn accept(&mut self, now: Now) {
-        if self.accept_from > now.instant {
-            return;
-        }
-        for listener in self.listeners.iter_mut().filter(|listener| listener.ready) {
+        let rested = now.instant >= self.accept_from;
+        for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
-                match listener.accept() {
-                    Ok((stream, peer)) => {
-                        let token = Token(self.server.vacant_key());
-                        match watch(&self.poll, &stream, token, Interest::READABLE | Interest::WRITABLE) {
-                            Ok(()) => drop(self.server.accept(stream, peer, listener.dialect, now)),
-                            Err(error) => warn!("a connection from {peer} can't be watched: {error}"),
-                        }
-                    }
+                match listener.accept(&self.poll, Token(self.server.vacant_key())) {
+                    Ok((stream, peer)) => drop(self.server.accept(stream, peer, listener.dialect, now)),
                     Err(Errno::AGAIN) => {
                         listener.ready = false;
                         break;
                     }
                     // Waiting helps, trying at once does not.
-                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)) => {
                         warn!("no room for a newcomer: {error}; those who are here go on");
                         self.accept_from = now.instant + ACCEPT_PAUSE;
                         return;
@@ -312,7 +273,7 @@ impl EventLoop {
 }
 
 fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> io::Result<()> {
-    poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, interest)
+    poll.registry().register(&mut mio::unix::SourceFd(&socket.as_raw_fd()), token, interest)
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
@@ -331,7 +292,6 @@ fn share_descriptors(connections_max: &mut usize) -> usize {
     files_max
 }
 
-/// Binds all sockets.
 fn listen(config: &Config) -> io::Result<Vec<Listener>> {
     let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
@@ -349,10 +309,8 @@ fn listen(config: &Config) -> io::Result<Vec<Listener>> {
             }
         }
     }
-    if listeners.is_empty() {
-        return Err(io::Error::other("no address to listen on; name one with --listen ADDR"));
-    }
-    Ok(listeners)
+    let problem = "no address to listen on; name one with --listen ADDR";
+    if listeners.is_empty() { Err(io::Error::other(problem)) } else { Ok(listeners) }
 }
 
 /// Why a directory can't be used, whose it is, who we are, and what mends it.
@@ -361,12 +319,10 @@ fn unusable(maildir: &Path, (path, error): PathError) -> io::Error {
     let we = format!("{user}:{group}");
     let maildir = if path.starts_with(maildir) { maildir } else { &path };
     let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
-    let advice = match error.kind() {
-        ErrorKind::PermissionDenied if maildir.exists() => {
-            format!("run: chown -R {we} {quoted} && chmod 0700 {quoted}")
-        }
+    let advice = match (error.kind(), maildir.exists()) {
+        (ErrorKind::PermissionDenied, true) => format!("run: chown -R {we} {quoted} && chmod 0700 {quoted}"),
         // The directory above may be anybody's and stays so.
-        ErrorKind::PermissionDenied | ErrorKind::NotFound if !maildir.exists() => {
+        (ErrorKind::PermissionDenied | ErrorKind::NotFound, false) => {
             format!("run: install -d -o {user} -g {group} -m 0700 {quoted}")
         }
         _ => "mend that, or choose another with --maildir DIR".to_owned(),

@@ -9,24 +9,19 @@ use mailchute::EventLoop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 fn main() -> ExitCode {
-    let (problem, status) = match options::parse() {
-        // As `sysexits.h` has it.
-        Err(problem) => (format!("{problem}; see mailchute --help"), 64),
-        Ok((config, filters)) => {
-            start_logging(&filters);
-            match EventLoop::start(config).and_then(EventLoop::run) {
-                Err(problem) => (problem.to_string(), 1),
-                Ok(()) => return ExitCode::SUCCESS,
-            }
-        }
-    };
+    // 64 as `sysexits.h` has it.
+    let parsed = options::parse().map_err(|problem| (format!("{problem}; see mailchute --help"), 64));
+    let ended = parsed.and_then(|(config, filters)| {
+        start_logging(&filters);
+        EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
+    });
+    let Err((problem, status)) = ended else { return ExitCode::SUCCESS };
     // Nobody may be left to read it.
     let _ = writeln!(io::stderr(), "mailchute: {problem}");
     ExitCode::from(status)
 }
 
-/// Lines on stderr, without times: journals and container engines add their own. One is lost when its reader is too slow,
-/// lest the server wait for it.
+/// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.
 fn start_logging(filters: &str) {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(if filters.is_empty() { "info" } else { filters });

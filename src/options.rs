@@ -2,19 +2,16 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use lexopt::Arg;
-use log::LevelFilter;
 use mailchute::Config;
 use mailchute::config::{Place, is_hostname};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
 use mailchute::smtp::data::LineEnd;
 
 /// What `--help` says, and the one table of options: each line has a name (`MAILCHUTE_NAME` in the environment), what
@@ -65,11 +62,8 @@ fn options() -> impl Iterator<Item = (&'static str, &'static str, &'static str)>
     })
 }
 
-/// Reads the command line, and from the environment what it does not say: the settings, and filters for the log.
-/// Prints help or the version where that is asked for, and ends.
-///
-/// # Errors
-/// One line that names what is wrong and what would be right.
+/// Reads the command line, and from the environment what it does not say: the settings, and filters for the log. Prints
+/// help or the version where that is asked for, and ends. An error is one line: what is wrong, and what would be right.
 pub fn parse() -> Result<(Config, String), lexopt::Error> {
     let mut flags = Vec::new();
     let mut parser = lexopt::Parser::from_env();
@@ -87,8 +81,8 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
     let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
-        let mut values: Vec<OsString> = Vec::new();
-        values.extend(flags.iter().filter(|(flag, _)| *flag == name).map(|(_, value)| value.clone()));
+        let given = flags.iter().filter(|(flag, _)| *flag == name);
+        let mut values: Vec<OsString> = given.map(|(_, value)| value.clone()).collect();
         if values.is_empty() {
             source = format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"));
             let value = std::env::var_os(&source).unwrap_or_default();
@@ -96,18 +90,16 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
             values.extend(parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()));
         }
         for value in values {
-            apply(name, &value, &mut config, &mut filters)
-                .ok_or_else(|| format!("{source} does not take {:?}: {help}", value.to_string_lossy()))?;
+            let text = value.to_string_lossy();
+            apply(name, &value, text.trim(), &mut config, &mut filters)
+                .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
         }
     }
     Ok((config, filters))
 }
 
-/// Sets what `name` stands for; `None` where the value is wrong.
-fn apply(name: &str, value: &OsStr, config: &mut Config, filters: &mut String) -> Option<()> {
-    // A path may be any octets; all else is text.
-    let text = value.to_string_lossy();
-    let text = text.trim();
+/// Sets what `name` stands for, from text or where it is a path from any octets; `None` where the value is wrong.
+fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &mut String) -> Option<()> {
     let protocol = &mut config.protocol;
     match name {
         "listen" => config.listen.get_or_insert_default().push(place(text)?),
@@ -135,7 +127,7 @@ fn apply(name: &str, value: &OsStr, config: &mut Config, filters: &mut String) -
         "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
         "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
         "grace" => config.grace = time(text)?,
-        "log" => *filters = text.parse::<LevelFilter>().ok()?.to_string(),
+        "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
         _ => return None,
     }
     Some(())
@@ -150,21 +142,19 @@ fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
 }
 
 fn place(value: &str) -> Option<Place> {
-    match value.strip_prefix("unix:") {
-        Some(path) => (!path.is_empty()).then(|| Place::Unix(path.into())),
-        None => value.parse().ok().map(Place::Tcp),
-    }
+    let unix = value.strip_prefix("unix:").filter(|path| !path.is_empty()).map(|path| Place::Unix(path.into()));
+    unix.or_else(|| value.parse().ok().map(Place::Tcp))
 }
 
 /// A network, or one address.
 fn network(value: &str) -> Option<IpNet> {
-    value.parse().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))
+    value.parse().ok().or_else(|| value.parse::<std::net::IpAddr>().ok().map(IpNet::from))
 }
 
 /// A domain, an address literal, or `*.` and a domain.
 fn domain(value: &str) -> Option<&str> {
     let any = format!("any@{}", value.strip_prefix("*.").unwrap_or(value));
-    Path::mailbox(&any, Syntax { strict: false }).map(|_| value)
+    Path::mailbox(&any, mailchute::smtp::command::Syntax { strict: false }).map(|_| value)
 }
 
 /// A number and its unit, as a number of what `units` count in.
@@ -180,10 +170,8 @@ fn octets(value: &str) -> Option<u64> {
 }
 
 fn min_free(value: &str) -> Option<MinFree> {
-    match value.strip_suffix('%') {
-        Some(percent) => percent.trim().parse().ok().filter(|&it| it <= 100).map(MinFree::Percent),
-        None => octets(value).map(MinFree::Octets),
-    }
+    let percent = value.strip_suffix('%').and_then(|number| number.trim().parse().ok()).filter(|&it| it <= 100);
+    percent.map(MinFree::Percent).or_else(|| octets(value).map(MinFree::Octets))
 }
 
 /// A time with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.

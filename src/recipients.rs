@@ -3,12 +3,6 @@
 //! A destination is the path of a Maildir: `/srv/mail/alice`, where symbolic links are followed, since an administrator
 //! wrote it; `/srv/mail/alice//.tag`, where none is behind the two slashes; `//example.org/alice`, below the directory of
 //! mailboxes, where none is either; or nothing, the main Maildir.
-//!
-//! # Names of mailboxes
-//!
-//! Local parts and domains are folded to lower case (ASCII only) and then written octet by octet: `a` to `z`, digits and
-//! `_ + = ~ -` as they are, a dot too unless it comes first, all others as `%` and two hexadecimal digits. So no name
-//! leaves its directory, no two meet, and each can be read back. One longer than 255 octets has no mailbox.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -17,17 +11,10 @@ use std::fmt::Write as _;
 use crate::config::Config;
 use crate::delivery::MAIN;
 use crate::smtp::address::Path;
-use crate::smtp::command::Syntax;
 use crate::smtp::reply::Reply;
 
-/// Octets of the longest name of a file.
-const NAME_OCTETS_MAX: usize = 255;
-
-/// Octets of the longest reply that a table can give.
-const REPLY_LINE_OCTETS_MAX: usize = 500;
-
-/// Aliases that lead from one to the next, at most.
-const ALIASES_MAX: u32 = 16;
+/// Addresses that are looked up for one, as aliases lead from it to the next.
+const LOOK_UPS_MAX: u32 = 17;
 
 /// What is known of an address.
 #[derive(Debug)]
@@ -57,11 +44,9 @@ pub struct Recipients {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// By `domain@local-part`, of which all else that a recipient may be known by is a part: the address without its
-    /// tag, `domain@` for all of a domain, `@local-part` at any domain, `domain` for one that is served, `.domain` for
-    /// all below it.
+    /// By `domain@local-part` or a part of it: the address without its tag, `domain@` for all of a domain, `@local-part`
+    /// at any domain, `domain` for one that is served, `.domain` for all below it.
     rules: HashMap<String, Rule>,
-    /// All domains are served.
     any_domain: bool,
     /// Whose a recipient without a domain is.
     own_domain: String,
@@ -75,10 +60,7 @@ struct Table {
 }
 
 impl Recipients {
-    /// Reads what `config` says, and the table that it names.
-    ///
-    /// # Errors
-    /// What is wrong in the table, as `file:line:column: what`, or that it can't be read.
+    /// Reads what `config` says, and its table. An error is why that can't be read, or `file:line:column: what is wrong`.
     pub fn load(config: &Config) -> Result<Self, String> {
         let mut table = Table {
             own_domain: config.protocol.hostname.to_ascii_lowercase(),
@@ -104,16 +86,12 @@ impl Recipients {
         Ok(Self { table, ..Self::default() })
     }
 
-    /// Finds the destinations of a recipient and gives them to `take`, none for mail that is dropped, and some perhaps
-    /// twice.
-    ///
-    /// # Errors
-    /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, what the table says, or what `exists`
-    /// says of its mailbox.
+    /// Gives the destinations of a recipient to `take`: none for mail that is dropped, and some perhaps twice. The error is
+    /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, or what the table or `exists` says.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
         normalize(path, &table.own_domain, address);
-        let (domain, local_part) = split(address);
+        let (domain, local_part) = address.split_once('@').unwrap_or_default();
         // Ways of old to have mail sent on: in such a local part stands the true address.
         let routed = local_part.contains(['@', '%', '!']) && !table.rules.contains_key(address.as_str());
         if routed && !table.any_domain || path.domain().is_some() && !table.serves(domain) {
@@ -130,11 +108,9 @@ impl Recipients {
                     destination.truncate(octets);
                 }
             }
-            exists(destination, create)?;
-            take(destination);
-            Ok(())
+            exists(destination, create).map(|()| take(destination))
         };
-        match table.look_up(address, ALIASES_MAX, destination, &mut found) {
+        match table.look_up(address, LOOK_UPS_MAX, destination, &mut found) {
             Ok(true) => {}
             Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.into()),
             Err(line) if line.starts_with('4') || !postmaster => return Err(line),
@@ -157,18 +133,16 @@ impl Table {
         self.any_domain || self.rules.contains_key(domain) || below()
     }
 
-    /// The user and the tag of a local part.
     fn split_tag<'a>(&self, local_part: &'a str) -> (&'a str, Option<&'a str>) {
-        match self.delimiter.and_then(|delimiter| local_part.split_once(delimiter)) {
-            Some((user, tag)) if !user.is_empty() => (user, Some(tag)),
-            _ => (local_part, None),
-        }
+        let parts = self.delimiter.and_then(|delimiter| local_part.split_once(delimiter));
+        parts.filter(|(user, _)| !user.is_empty()).map_or((local_part, None), |(user, tag)| (user, Some(tag)))
     }
 
     /// Finds what is known of an address, with its tag before without: its own rule, that of its local part at any domain,
     /// that of its domain, its Maildir. False where nothing is.
-    fn look_up(&self, address: &str, aliases_left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
-        let (domain, local_part) = split(address);
+    fn look_up(&self, address: &str, left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
+        let left = left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
+        let (domain, local_part) = address.split_once('@').unwrap_or_default();
         let (user, tag) = self.split_tag(local_part);
         let at = domain.len();
         let untagged = &address[..=at + user.len()];
@@ -177,9 +151,9 @@ impl Table {
         for (name, tag) in [(address, None), (untagged, tag), (anywhere, None), (untagged_anywhere, tag), (all, None)] {
             match self.rules.get(name) {
                 None | Some(Rule::Served) => {}
-                Some(Rule::Reply(_, left)) if left.get() == 0 => known = true,
-                Some(Rule::Reply(line, left)) => {
-                    left.set(left.get() - u32::from(left.get() != u32::MAX));
+                Some(Rule::Reply(_, times)) if times.get() == 0 => known = true,
+                Some(Rule::Reply(line, times)) => {
+                    times.set(times.get() - u32::from(times.get() != u32::MAX));
                     return Err(line);
                 }
                 Some(Rule::Targets(targets)) => {
@@ -188,11 +162,8 @@ impl Table {
                         if is_path(target) {
                             buffer.clone_from(target);
                             found(buffer, tag, self.create)?;
-                        } else {
-                            let more = aliases_left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
-                            if !self.look_up(target, more, buffer, found)? {
-                                return Err(Reply::NO_SUCH_MAILBOX.into());
-                            }
+                        } else if !self.look_up(target, left, buffer, found)? {
+                            return Err(Reply::NO_SUCH_MAILBOX.into());
                         }
                     }
                     return Ok(true);
@@ -218,8 +189,7 @@ impl Table {
     /// Writes where a mailbox is below the directory of mailboxes; false where it can't be there.
     fn write_destination(&self, domain: &str, user: &str, destination: &mut String) -> bool {
         let domain = if domain.is_empty() { &self.own_domain } else { domain };
-        destination.clear();
-        destination.push_str("//");
+        "//".clone_into(destination);
         if self.one_domain {
             // Others are served, too, where the table has them.
             return domain == self.own_domain && encode(user, destination);
@@ -230,10 +200,7 @@ impl Table {
         parent && encode(user, destination)
     }
 
-    /// Reads the table, one rule a line.
-    ///
-    /// # Errors
-    /// What is wrong in it, as `line:column: what`.
+    /// Reads the table, one rule a line. An error says what is wrong in it, as `line:column: what`.
     fn read(&mut self, octets: &[u8]) -> Result<(), String> {
         let octets = octets.strip_prefix("\u{feff}".as_bytes()).unwrap_or(octets);
         let text = octets.utf8_chunks().next().map_or("", |chunk| chunk.valid());
@@ -245,7 +212,7 @@ impl Table {
         if text.len() < octets.len() {
             return Err(wrong(&text[text.len()..], "is followed by what is not UTF-8"));
         }
-        // Addresses that others stand for, as the table has them and as they are looked up.
+        // Addresses that others stand for.
         let mut aliases = Vec::new();
         for line in text.lines() {
             let is_comment = |&(at, _): &(usize, &str)| at == 0 || line[..at].ends_with([' ', '\t']);
@@ -263,15 +230,14 @@ impl Table {
                 _ => {
                     let mut targets = Vec::new();
                     for text in value.split(',').map(str::trim) {
-                        let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
-                        aliases.extend((!is_path(&target)).then(|| (text, target.clone())));
-                        targets.push(target);
+                        aliases.extend((!is_path(text)).then_some(text));
+                        targets.push(target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?);
                     }
                     Rule::Targets(targets)
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
-            let (domain, _) = split(&address);
+            let (domain, _) = address.split_once('@').unwrap_or_default();
             if !domain.is_empty() {
                 self.serve(domain);
             }
@@ -279,9 +245,9 @@ impl Table {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        for (text, address) in aliases {
-            let (domain, _) = split(&address);
-            let what = match self.look_up(&address, ALIASES_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
+        for (text, address) in aliases.into_iter().filter_map(|text| Some((text, key(text)?))) {
+            let (domain, _) = address.split_once('@').unwrap_or_default();
+            let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
                 Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
                 Err(_) => "is refused",
@@ -293,15 +259,9 @@ impl Table {
     }
 }
 
-/// The parts of an address as it is looked up.
-fn split(address: &str) -> (&str, &str) {
-    address.split_once('@').unwrap_or_default()
-}
-
 /// Writes an address as it is looked up: domain first, no quotes, lower case, no dot at the domain's end.
 fn normalize(path: &Path<'_>, own_domain: &str, address: &mut String) {
-    address.clear();
-    address.push_str(path.domain().unwrap_or(own_domain).trim_end_matches('.'));
+    path.domain().unwrap_or(own_domain).trim_end_matches('.').clone_into(address);
     address.push('@');
     address.extend(path.unquoted());
     address.make_ascii_lowercase();
@@ -312,7 +272,7 @@ fn key(text: &str) -> Option<String> {
     let all = if text.starts_with('@') { "all" } else { "" };
     let address = [all, text].concat();
     let mut key = String::new();
-    normalize(&Path::mailbox(&address, Syntax { strict: false })?, "", &mut key);
+    normalize(&Path::mailbox(&address, crate::smtp::command::Syntax { strict: false })?, "", &mut key);
     key.truncate(key.len() - all.len());
     Some(key)
 }
@@ -331,7 +291,7 @@ fn is_path(target: &str) -> bool {
     target.starts_with(['/', '.'])
 }
 
-/// What stands before the first blank of a text, and what behind.
+/// What stands before the first blank of a text, and what behind: both of them parts of it.
 fn first_word(text: &str) -> (&str, &str) {
     let (word, rest) = text.split_at(text.find([' ', '\t']).unwrap_or(text.len()));
     (word, rest.trim_start())
@@ -339,21 +299,18 @@ fn first_word(text: &str) -> (&str, &str) {
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
 fn reply_rule(text: &str) -> Option<Rule> {
-    let mut words = text.rsplitn(3, ' ');
-    let (line, times) = match (words.next()?.parse(), words.next(), words.next()) {
-        (Ok(times), Some("for"), Some(line)) => (line.trim_end(), times),
-        _ => (text, u32::MAX),
-    };
+    let limited = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
+    let (line, times) = limited.unwrap_or((text, u32::MAX));
     let (code, rest) = line.split_once(' ')?;
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);
     let good = matches!(code.as_bytes(), [b'4' | b'5', b'0'..=b'5', b'0'..=b'9'])
         && enhanced.is_none_or(|enhanced| enhanced.as_bytes().first() == code.as_bytes().first())
-        && line.len() <= REPLY_LINE_OCTETS_MAX
+        && line.len() <= 500 // A reply line has 512 with its CRLF (RFC 5321 4.5.3.1.5).
         && line.bytes().all(|octet| matches!(octet, b' '..=b'~'));
     good.then(|| Rule::Reply(line.to_owned(), Cell::new(times)))
 }
 
-/// Writes what may be any text as the name of a file; false where it is empty, or too long for one.
+/// Writes what may be any text as the name of a file; false where it is empty, or longer than the 255 octets of a name.
 fn encode(text: &str, name: &mut String) -> bool {
     let before = name.len();
     for octet in text.bytes() {
@@ -363,5 +320,5 @@ fn encode(text: &str, name: &mut String) -> bool {
             _ => drop(write!(name, "%{octet:02X}")),
         }
     }
-    (1..=NAME_OCTETS_MAX).contains(&(name.len() - before))
+    (1..=255).contains(&(name.len() - before))
 }
