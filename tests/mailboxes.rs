@@ -47,7 +47,8 @@ fn refuse(client: &mut Client, recipient: &str, start: &str) {
 /// The messages in a Maildir, without their trace lines; none where there is no Maildir.
 fn texts(maildir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(maildir.join("new")) else { return Vec::new() };
-    let messages = entries.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+    // One may be removed before it is read.
+    let messages = entries.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
     let mut texts: Vec<_> = messages.map(|it| it[it.find("Subject:").unwrap()..].to_owned()).collect();
     texts.sort();
     texts
