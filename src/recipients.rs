@@ -75,10 +75,10 @@ impl Recipients {
         for domain in config.domains.iter().rev().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase()) {
             table.serve(domain.trim_start_matches('*'));
             if !domain.starts_with('*') {
-                table.one_domain = config.domains.len() == 1;
                 table.own_domain = domain;
             }
         }
+        table.one_domain = table.rules.len() == 1 && table.rules.contains_key(&table.own_domain);
         if let Some(file) = &config.recipients {
             let octets = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
             table.read(&octets).map_err(|problem| format!("{}:{problem}", file.display()))?;

@@ -184,10 +184,12 @@ fn mailboxes_are_below_their_domain() {
 
 #[test]
 fn one_domain_needs_no_directory_of_its_own() {
-    let mut case = Case::new(&mailboxes(domains(&["example.org"]))).with(&["//alice"]);
-    case.goes("alice@example.org", &["//alice"]);
-    case.goes("alice", &["//alice"]);
-    case.refused("alice@other.example", "550 5.7.1");
+    for domains in [domains(&["example.org"]), domains(&["example.org", "Example.ORG."])] {
+        let mut case = Case::new(&mailboxes(domains)).with(&["//alice"]);
+        case.goes("alice@example.org", &["//alice"]);
+        case.goes("alice", &["//alice"]);
+        case.refused("alice@other.example", "550 5.7.1");
+    }
     let mut case = Case::new(&mailboxes(domains(&["example.org", "b.example"]))).with(&["//example.org/alice"]);
     case.goes("alice", &["//example.org/alice"]);
     case.refused("alice@b.example", "550 5.1.1");
