@@ -468,16 +468,27 @@ pub fn run(plan: &Plan) -> Result<Sample, String> {
 /// # Errors
 /// A connection that is not made, greeted and answered within two seconds.
 pub fn idle(address: SocketAddr, count: usize) -> Result<Vec<std::net::TcpStream>, String> {
-    let open = || {
-        let mut stream = std::net::TcpStream::connect(address)?;
+    let mut streams = Vec::with_capacity(count);
+    while streams.len() < count {
+        // Some at a time, as there are servers that let each wait for its greeting.
+        let together = OPENING_MAX.min(count - streams.len());
+        open(address, together, &mut streams)
+            .map_err(|error| format!("{} connections, then {error}", streams.len()))?;
+    }
+    Ok(streams)
+}
+
+fn open(address: SocketAddr, count: usize, streams: &mut Vec<std::net::TcpStream>) -> std::io::Result<()> {
+    let begun: std::io::Result<Vec<_>> = (0..count).map(|_| std::net::TcpStream::connect(address)).collect();
+    let mut begun = begun?;
+    for stream in &mut begun {
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        read_reply(&mut stream)?;
+        read_reply(stream)?;
         stream.write_all(HELLO)?;
-        read_reply(&mut stream)?;
-        Ok(stream)
-    };
-    let open = |number| open().map_err(|error: std::io::Error| format!("connection {number}: {error}"));
-    (1..=count).map(open).collect()
+        read_reply(stream)?;
+    }
+    streams.append(&mut begun);
+    Ok(())
 }
 
 /// Reads one whole reply that nothing follows.

@@ -126,7 +126,7 @@ fn measure(options: &Options) -> Results {
             if matches!(scenario.kind, Kind::Idle(_)) && round > ROUNDS_IDLE {
                 continue;
             }
-            eprintln!("round {round} of {rounds}, {}", scenario.title());
+            eprintln!("{:>3} s, round {round} of {rounds}, {}", begun.elapsed().as_secs(), scenario.title());
             let workplace = match scenario.disk {
                 Disk::Tmpfs => &tmpfs,
                 Disk::Target => &target,

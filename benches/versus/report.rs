@@ -128,6 +128,10 @@ impl Results {
     fn losses(&self, text: &mut String) {
         for (index, scenario) in self.scenarios.iter().enumerate() {
             for (number, column) in scenario.columns().iter().enumerate() {
+                if column.name == "MB/s" {
+                    // It says the same as messages/s.
+                    continue;
+                }
                 let median = |server: usize| median(self.cells[index][server].figures(number));
                 let position = self.servers.iter().position(|server| *server == Server::Mailchute);
                 let ours = position.map_or(f64::NAN, median);

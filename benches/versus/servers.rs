@@ -68,7 +68,13 @@ impl Server {
             Self::Threads => format!("mailin {}; blocking calls, as mailin-embedded has them", locked("mailin")),
             Self::SmtpSink => format!("{}; stores nothing", output("postconf", &["-dh", "mail_version"])),
             Self::Aiosmtpd => output("python3", &["-c", "import aiosmtpd as a; print(a.__version__)"]),
-            Self::SmtpServer => output("node", &["-p", "require('smtp-server/package.json').version"]),
+            Self::SmtpServer => {
+                let version = output(
+                    "node",
+                    &["-p", "require('smtp-server/package.json').version + ', Node.js ' + process.version"],
+                );
+                format!("{version}; lets each connection wait 100 ms for its greeting")
+            }
         }
     }
 
@@ -115,6 +121,10 @@ impl Server {
             }
             Self::SmtpSink => {
                 command = Command::new(smtp_sink().unwrap_or_default());
+                if rustix::process::geteuid().is_root() {
+                    // It insists.
+                    command.args(["-u", "nobody"]);
+                }
                 command.args(["-m", "20000", &address.to_string(), "1000"]);
             }
             Self::Aiosmtpd => {
