@@ -28,6 +28,8 @@ use process::{Server, free_address};
 
 const FEW: u64 = 100;
 const MANY: u64 = 300;
+/// Runs of each, of which the least counts.
+const TIMES: usize = 3;
 
 /// Name, level of the log, messages of a connection (0 is any number), whether with PIPELINING.
 const FIGURES: [(&str, &str, u64, bool); 4] = [
@@ -56,16 +58,17 @@ fn main() {
     let kept = fs::read_to_string(&file).unwrap_or_default();
     let mut text = String::new();
     for (name, level, per_connection, pipelining) in FIGURES {
-        let count = |messages| instructions(&workplace, level, messages, per_connection, pipelining);
+        // Whether the next message is there when the server looks is a matter of luck, and each look in vain costs.
+        let count = |messages| {
+            let once = |_| instructions(&workplace, level, messages, per_connection, pipelining);
+            (0..TIMES).map(once).min().unwrap_or(0)
+        };
         let figure = (count(MANY) - count(FEW)) / (MANY - FEW);
         println!("{name}: {figure} instructions{}", compared(figure, find(&kept, name)));
         let _ = writeln!(text, "{name} {figure}");
     }
-    // What a connection costs beside its message.
     if let (Some(both), Some(message)) = (find(&text, "connection-and-message"), find(&text, "message")) {
-        let figure = both - message;
-        println!("connection: {figure} instructions{}", compared(figure, find(&kept, "connection")));
-        let _ = writeln!(text, "connection {figure}");
+        println!("so a connection beside its message: {} instructions", both - message);
     }
     if keep {
         fs::write(&file, text).unwrap();

@@ -22,11 +22,8 @@ const COMMANDS: [(&str, &[u8]); 9] = [
     ("QUIT", b"QUIT"),
 ];
 
-const REPLIES: [(&str, Reply); 3] = [
-    ("short", Reply::TIMED_OUT),
-    ("usual", Reply::STORAGE_FAILED),
-    ("long", Reply::UTF8_NOT_ANNOUNCED),
-];
+const REPLIES: [(&str, Reply); 3] =
+    [("short", Reply::TIMED_OUT), ("usual", Reply::STORAGE_FAILED), ("long", Reply::UTF8_NOT_ANNOUNCED)];
 
 fn benchmark(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("command");

@@ -22,7 +22,7 @@ impl Server {
     pub fn start(command: &mut Command, address: SocketAddr) -> Result<Self, String> {
         let begun = Instant::now();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+        let child = command.spawn().map_err(|error| format!("{}: {error}", command.get_program().to_string_lossy()))?;
         let mut server = Self { child, start: Duration::ZERO };
         loop {
             if let Ok(mut stream) = TcpStream::connect(address) {
