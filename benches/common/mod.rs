@@ -53,9 +53,9 @@ impl Workplace {
         let path = parent.join(format!("mailchute-bench-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let path = path.canonicalize().unwrap();
-        let mount = mount(&path);
-        println!("directory {}, on {mount}", path.display());
-        Self { path, mount }
+        let workplace = Self { mount: mount(&path), path };
+        println!("directory {}, on {}", workplace.path.display(), workplace.mount);
+        workplace
     }
 
     /// A Maildir that is not there yet, for one measurement.
