@@ -89,6 +89,9 @@ impl Results {
             "durable: file and directory are flushed before 250, by all that store".to_owned(),
             "latency: from a message's first command (or its connection, where that is its own) to the reply to its end"
                 .to_owned(),
+            "with few connections a figure depends on whether the scheduler has server and load generator on one processor \
+             or wakes two of them in turn, hence the wide ranges"
+                .to_owned(),
             "LOAD: the load generator used more than 90 % of a processor, so that the server may be faster".to_owned(),
         ];
         lines.extend(self.notes.iter().cloned());

@@ -18,7 +18,7 @@ pub enum Server {
     Threads,
     SmtpSink,
     Aiosmtpd,
-    SmtpServer,
+    Nodemailer,
 }
 
 pub const ALL: [Server; 10] = [
@@ -31,7 +31,7 @@ pub const ALL: [Server; 10] = [
     Server::Threads,
     Server::SmtpSink,
     Server::Aiosmtpd,
-    Server::SmtpServer,
+    Server::Nodemailer,
 ];
 
 /// Programs that would be compared if somebody wrote down how they are started.
@@ -49,7 +49,7 @@ impl Server {
             Self::Threads => "mailin, a thread each",
             Self::SmtpSink => "Postfix smtp-sink",
             Self::Aiosmtpd => "aiosmtpd",
-            Self::SmtpServer => "Node.js smtp-server",
+            Self::Nodemailer => "Node.js smtp-server",
         }
     }
 
@@ -68,7 +68,7 @@ impl Server {
             Self::Threads => format!("mailin {}; blocking calls, as mailin-embedded has them", locked("mailin")),
             Self::SmtpSink => format!("{}; stores nothing", output("postconf", &["-dh", "mail_version"])),
             Self::Aiosmtpd => output("python3", &["-c", "import aiosmtpd as a; print(a.__version__)"]),
-            Self::SmtpServer => {
+            Self::Nodemailer => {
                 let version = output(
                     "node",
                     &["-p", "require('smtp-server/package.json').version + ', Node.js ' + process.version"],
@@ -88,7 +88,7 @@ impl Server {
     }
 
     pub fn is_single_threaded(self) -> bool {
-        matches!(self, Self::TokioThread | Self::SmtpSink | Self::Aiosmtpd | Self::SmtpServer)
+        matches!(self, Self::TokioThread | Self::SmtpSink | Self::Aiosmtpd | Self::Nodemailer)
     }
 
     pub fn stores(self) -> bool {
@@ -100,7 +100,7 @@ impl Server {
         match self {
             Self::SmtpSink => smtp_sink().is_some(),
             Self::Aiosmtpd => succeeds("python3", &["-c", "import aiosmtpd"]),
-            Self::SmtpServer => succeeds("node", &["-e", "require('smtp-server')"]),
+            Self::Nodemailer => succeeds("node", &["-e", "require('smtp-server')"]),
             _ => true,
         }
     }
@@ -131,7 +131,7 @@ impl Server {
                 command = Command::new("python3");
                 command.arg(script("aiosmtpd_peer.py")).args([&host, &port]).arg(maildir).arg(sync);
             }
-            Self::SmtpServer => {
+            Self::Nodemailer => {
                 command = Command::new("node");
                 command.arg(script("smtp_server_peer.js")).args([&host, &port]).arg(maildir).arg(sync);
             }
