@@ -18,6 +18,8 @@ pub const QUIT: &[u8] = b"QUIT\r\n";
 
 /// Connections that wait for their greeting at a time, so that no server's queue of newcomers overflows.
 const OPENING_MAX: usize = 64;
+/// How long a warm-up goes on for connections that still have no greeting.
+const OPENING_TIME: Duration = Duration::from_secs(10);
 /// Errors after one another after which the server is given up.
 const ERRORS_MAX: u64 = 100;
 /// Silence after which the server is given up.
@@ -399,7 +401,10 @@ pub fn run(plan: &Plan) -> Result<Sample, String> {
     let (mut due, mut heard, mut told) = (begun, begun, (begun, 0));
     loop {
         let now = Instant::now();
-        if started.is_none() && now >= begun + plan.warm_up {
+        // A warm-up lasts until all are there; a server that does not take all of them is not waited for.
+        let all_there = plan.warm_up.is_zero() || plan.per_connection != 0 || (closed.is_empty() && load.opening == 0);
+        if started.is_none() && now >= begun + plan.warm_up && (all_there || now >= begun + plan.warm_up + OPENING_TIME)
+        {
             load.start(clients.iter().flatten().map(Client::in_flight).sum());
             (started, due, told) = (Some(now), now, (now, 0));
         }

@@ -67,14 +67,19 @@ pub fn free_address() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
-/// How long a process was on the processor, with all its threads that are left, to the nanosecond.
+/// How long a process was on the processor, with all its threads.
 pub fn processor_time(process: u32) -> Option<Duration> {
     let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    // To the nanosecond, but without the threads that ended.
     let nanos = threads.flatten().filter_map(|thread| {
         let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
         times.split(' ').next()?.parse::<u64>().ok()
     });
-    Some(Duration::from_nanos(nanos.sum()))
+    // With them, but in hundredths of a second.
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, behind_name) = stat.rsplit_once(") ")?;
+    let ticks = behind_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+    Some(Duration::from_nanos(nanos.sum()).max(Duration::from_millis(ticks.sum::<u64>() * 10)))
 }
 
 /// Memory of a process that is resident, in KiB.

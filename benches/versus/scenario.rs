@@ -201,6 +201,9 @@ impl Scenario {
                 if let Some(error) = sample.first_error {
                     return Err(format!("{} errors, the first: {error}", sample.errors));
                 }
+                if sample.messages == 0 {
+                    return Err("took no message in time".to_owned());
+                }
                 if server.stores() {
                     check(&maildir, size, sample.messages)?;
                 }

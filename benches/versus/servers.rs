@@ -61,7 +61,9 @@ impl Server {
             Self::MailchuteLogging => {
                 "the same at its default level: a line for each message, into `/dev/null`".to_owned()
             }
-            Self::Floor => "mio, one thread, no protocol: counts octets, answers, create, write, rename".to_owned(),
+            Self::Floor => "mio, one thread, no protocol: counts octets, answers, create, write, rename; where it flushes it waits for each file, \
+                            so that it is no floor there"
+                .to_owned(),
             Self::TokioThreads => format!("{}; std's files, in the pool where they are flushed", tokio()),
             Self::TokioThread => "the same with the runtime of one thread".to_owned(),
             Self::TokioFiles => "many threads, files by tokio::fs".to_owned(),
