@@ -27,7 +27,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Latencies beyond count as this one.
 const LATENCY_MAX: Duration = Duration::from_secs(600);
 /// Octets that are read from a connection at a time.
-const INPUT_OCTETS: usize = 16 * 1024;
+const INPUT_OCTETS: usize = 4096;
 /// The share of a processor's time from which on the load generator counts as busy.
 const BUSY: f64 = 0.9;
 

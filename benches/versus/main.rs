@@ -40,7 +40,7 @@ const ROUNDS: usize = 5;
 const ROUNDS_QUICK: usize = 3;
 const ROUNDS_IDLE: usize = 2;
 /// What a measurement takes beside its own time: starting and stopping a server, removing what it stored.
-const OVERHEAD: Duration = Duration::from_millis(350);
+const OVERHEAD: Duration = Duration::from_millis(420);
 
 struct Options {
     quick: bool,
