@@ -41,7 +41,11 @@ impl Options {
 }
 
 /// A directory that is removed at the end, with all that was made in it.
-pub struct Workplace(PathBuf);
+pub struct Workplace {
+    path: PathBuf,
+    /// The file system that it is on.
+    pub mount: String,
+}
 
 impl Workplace {
     /// Makes a fresh directory in `parent`, and says what file system it is on.
@@ -49,30 +53,31 @@ impl Workplace {
         let path = parent.join(format!("mailchute-bench-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let path = path.canonicalize().unwrap();
-        println!("directory {}, on {}", path.display(), mount(&path));
-        Self(path)
+        let workplace = Self { mount: mount(&path), path };
+        println!("directory {}, on {}", workplace.path.display(), workplace.mount);
+        workplace
     }
 
     /// A Maildir that is not there yet, for one measurement.
     pub fn maildir(&self) -> PathBuf {
-        self.0.join("Maildir")
+        self.path.join("Maildir")
     }
 
     /// Removes that Maildir, and waits until the disk is done with it, lest the next measurement pay for it.
     pub fn clear(&self) {
         let _ = fs::remove_dir_all(self.maildir());
-        let directory = fs::File::open(&self.0).unwrap();
+        let directory = fs::File::open(&self.path).unwrap();
         rustix::fs::syncfs(directory.as_fd()).unwrap();
     }
 }
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// Type, mount point and options of the file system that holds `path`.
+/// Type, device and options of the file system that holds `path`.
 fn mount(path: &Path) -> String {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let found = mounts.lines().filter_map(|line| {
@@ -84,10 +89,10 @@ fn mount(path: &Path) -> String {
     // Of two at one place, the later hides the other.
     found.max_by_key(|(point, ..)| point.len()).map_or_else(
         || "an unknown file system".to_owned(),
-        |(point, options, right)| {
+        |(_, options, right)| {
             let mut right = right.split(' ');
             let (kind, source) = (right.next().unwrap_or_default(), right.next().unwrap_or_default());
-            format!("{kind} ({source}, mounted at {point}, {options}{})", journal(kind, source))
+            format!("{kind} ({source}, {options}{})", journal(kind, source))
         },
     )
 }
