@@ -17,6 +17,7 @@ mod floor;
 #[path = "../common/load.rs"]
 mod load;
 mod loop_disk;
+mod plausible;
 #[allow(dead_code, reason = "others ask more of it")]
 #[path = "../common/process.rs"]
 mod process;
@@ -146,6 +147,7 @@ fn measure(options: &Options) -> Results {
             break;
         }
     }
+    notes.push(plausible::compare(&tmpfs).unwrap_or_else(|error| format!("NO COMPARISON WITH smtp-source: {error}")));
     let mounts = [Some(&tmpfs), Some(&target), journal.as_ref()];
     let mounts = mounts.into_iter().flatten().map(|workplace| workplace.mount.clone()).collect();
     drop(journal);

@@ -100,7 +100,7 @@ impl Server {
     /// Whether it is on this machine.
     pub fn is_present(self) -> bool {
         match self {
-            Self::SmtpSink => smtp_sink().is_some(),
+            Self::SmtpSink => find("smtp-sink").is_some(),
             Self::Aiosmtpd => succeeds("python3", &["-c", "import aiosmtpd"]),
             Self::Nodemailer => succeeds("node", &["-e", "require('smtp-server')"]),
             _ => true,
@@ -122,7 +122,7 @@ impl Server {
                 command.args(["--max-connections", "20000", "--maildir"]).arg(maildir);
             }
             Self::SmtpSink => {
-                command = Command::new(smtp_sink().unwrap_or_default());
+                command = Command::new(find("smtp-sink").unwrap_or_default());
                 if rustix::process::geteuid().is_root() {
                     // It insists.
                     command.args(["-u", "nobody"]);
@@ -173,11 +173,12 @@ pub fn skipped() -> Vec<String> {
     missing.chain(OTHERS.map(|name| format!("{name}: nobody has written down yet how to start it here"))).collect()
 }
 
-fn smtp_sink() -> Option<PathBuf> {
+/// Where a program is, also where only root looks.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    let mut programs = std::env::split_paths(&path).chain(usual).map(|directory| directory.join("smtp-sink"));
-    programs.find(|program| program.is_file())
+    let mut places = std::env::split_paths(&path).chain(usual).map(|directory| directory.join(program));
+    places.find(|place| place.is_file())
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
