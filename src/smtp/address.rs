@@ -1,7 +1,5 @@
-//! Addresses of the envelope: paths, mailboxes and domains as RFC 5321 4.1.2 and 4.1.3 write them.
-//!
-//! All of it borrows from the command line and is printed back as it was sent. What lenient [`Syntax`] forgives
-//! devices stands at each function. No syntax has control characters, those beyond ASCII included.
+//! Addresses of the envelope: paths, mailboxes and domains as RFC 5321 4.1.2 and 4.1.3 write them, borrowed from the
+//! command line. No syntax has control characters, those beyond ASCII included.
 
 use std::net::Ipv6Addr;
 
@@ -70,8 +68,7 @@ impl<'a> Path<'a> {
         self.domain().is_some() || (!syntax.strict && !self.text.is_empty())
     }
 
-    /// As it was sent, but `Postmaster` always in this spelling; empty for the null path. What isn't ASCII takes
-    /// SMTPUTF8 with MAIL (RFC 6531 3.4), or gets [`Reply::UTF8_NOT_ANNOUNCED`].
+    /// As it was sent, but `Postmaster` always in this spelling; empty for the null path.
     pub fn as_str(&self) -> &'a str {
         self.text
     }
@@ -140,11 +137,10 @@ pub(super) fn after_domain(text: &str, syntax: Syntax) -> Option<&str> {
     } else {
         let is_part = |character| is_ldh(character) || character == '.' || (character == '_' && !syntax.strict);
         let rest = text.trim_start_matches(|character| is_part(character) || is_utf8_non_ascii(character));
-        let name = text.as_bytes().get(..text.len() - rest.len())?;
-        let relative = if syntax.strict { name } else { name.strip_suffix(b".").unwrap_or(name) };
-        let hyphens = |label: &[u8]| syntax.strict && (label.starts_with(b"-") || label.ends_with(b"-"));
-        let mut labels = relative.split(|&octet| octet == b'.');
-        (!labels.any(|label| label.is_empty() || hyphens(label)), rest)
+        let name = text.strip_suffix(rest)?;
+        let relative = if syntax.strict { name } else { name.strip_suffix('.').unwrap_or(name) };
+        let hyphens = |label: &str| syntax.strict && (label.starts_with('-') || label.ends_with('-'));
+        (!relative.split('.').any(|label| label.is_empty() || hyphens(label)), rest)
     };
     (good && text.len() - rest.len() <= DOMAIN_OCTETS_MAX).then_some(rest)
 }

@@ -1,6 +1,5 @@
-//! Commands: one line of the peer, read into a verb with what it says (RFC 5321 4.1.1 and the extensions served).
-//!
-//! Only syntax is judged here; the order of commands, and whether addresses may be UTF-8, the session knows.
+//! Commands: one line of the peer, read into a verb with what it says (RFC 5321 4.1.1 and the extensions served). Only
+//! syntax is judged here; the order of commands, and whether addresses may be UTF-8, the session knows.
 
 use std::str;
 
@@ -26,30 +25,24 @@ impl Syntax {
     }
 }
 
-/// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept.
+/// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept. The name in `Hello`
+/// is printable ASCII, at most 255 octets; in lenient syntax it may be any, and empty. BDAT (RFC 3030 2) has any number of
+/// octets, so nothing is to be set aside for them. Who offers AUTH (RFC 4954 4) reads its argument with [`login`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // Each is called as its verb; what isn't said here is in RFC 5321 4.1.1.
+#[allow(missing_docs)] // Each is called as its verb.
 pub enum Command<'a> {
-    /// With a name: printable ASCII, at most 255 octets; in lenient syntax any, and empty when the peer gives none.
     Hello(Hello, &'a str),
     Mail(Path<'a>, MailParameters),
     Rcpt(Path<'a>),
     Data,
-    /// RFC 3030 2. Any number of octets, so nothing is to be set aside for them.
-    Bdat {
-        octets: u64,
-        last: bool,
-    },
+    Bdat { octets: u64, last: bool },
     Rset,
     Noop,
     Quit,
-    /// The argument of VRFY and EXPN in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
     Vrfy,
     Expn,
     Help,
-    /// RFC 4954 4. Who offers it reads what stands behind the verb with [`login`].
     Auth(&'a str),
-    /// RFC 3207 4.
     StartTls,
 }
 
@@ -188,7 +181,7 @@ pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Rep
     Ok((mechanism, initial_response.map(|text| if text == "=" { "" } else { text })))
 }
 
-/// The argument of VRFY or EXPN.
+/// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
 fn search(argument: &str) -> Result<(), Reply> {
     let announced = argument.rsplit_once(' ').filter(|(_, keyword)| keyword.eq_ignore_ascii_case("SMTPUTF8"));
     let string = announced.map_or(argument, |(string, _)| string);

@@ -147,15 +147,9 @@ impl DataDecoder {
             self.state = Dot(true);
         }
         self.state = match (self.state, octet) {
-            (Dot(bare), CR) => {
-                self.overhead += i64::from(!bare);
-                DotCr(bare)
-            }
+            (Dot(bare), CR) => DotCr(bare),
             (_, CR) => Cr,
-            (Dot(false) | DotCr(false), LF) if after_cr || self.lf_session => {
-                self.overhead += 1;
-                End
-            }
+            (Dot(false) | DotCr(false), LF) if after_cr || self.lf_session => End,
             (before, LF) => {
                 sink(self.line_end.as_str().as_bytes());
                 self.lf_dot = matches!(before, Dot(_) | DotCr(_));
@@ -164,7 +158,6 @@ impl DataDecoder {
                 LineStart(bare)
             }
             (LineStart(bare), b'.') if self.framing == Framing::Dot => {
-                self.overhead += i64::from(!bare);
                 if bare {
                     sink(b".");
                 }
@@ -175,6 +168,7 @@ impl DataDecoder {
                 Text
             }
         };
+        self.overhead += i64::from(matches!(self.state, Dot(false) | DotCr(false) | End));
     }
 
     fn lone_cr(&mut self, sink: &mut impl FnMut(&[u8])) {
@@ -217,12 +211,10 @@ fn is_plain(line: &[u8]) -> bool {
     let Some(last) = line.last_chunk::<LANES>() else { return false };
     // The least distance above LF in each lane: two vector operations for each load, and one question for the line.
     let mut least = [u8::MAX; LANES];
-    let mut fold = |block: &[u8]| {
+    line.chunks_exact(LANES).chain([&last[..]]).for_each(|block| {
         for (least, octet) in least.iter_mut().zip(block) {
             *least = octet.wrapping_sub(LF).min(*least);
         }
-    };
-    line.chunks_exact(LANES).for_each(&mut fold);
-    fold(last);
+    });
     least.iter().fold(true, |plain, &least| plain & (least > CR - LF))
 }

@@ -41,7 +41,6 @@ impl Reply {
     pub(super) const TOO_MANY_TRANSACTIONS: Self = Self("452 4.5.3 Too many messages on this connection");
     /// VRFY, which tells nobody who has a mailbox (RFC 5321 3.5.3).
     pub(super) const CANNOT_VERIFY: Self = Self("252 2.5.0 Cannot verify; send some mail, it may be taken");
-    /// EXPN, AUTH where it is not offered, STARTTLS.
     pub(super) const NOT_IMPLEMENTED: Self = Self("502 5.5.1 Command not implemented");
     pub(super) const LINE_TOO_LONG: Self = Self("500 5.5.2 Line too long");
     /// A command line that ends in LF alone, which only `--strict` minds (RFC 5321 2.3.8).
