@@ -1,23 +1,13 @@
-//! Addresses of the envelope: paths, mailboxes and domains as RFC 5321 4.1.2 and 4.1.3 write them.
-//!
-//! All of it borrows from the command line and is printed back as it was sent. What lenient [`Syntax`] forgives
-//! devices stands at each function. No syntax has control characters, those beyond ASCII included.
+//! Addresses of the envelope: paths, mailboxes and domains as RFC 5321 4.1.2 and 4.1.3 write them, borrowed from the
+//! command line. No syntax has control characters, those beyond ASCII included.
 
 use std::net::Ipv6Addr;
 
 use super::command::Syntax;
 use super::reply::Reply;
 
-/// Octets in a local part, quotes included (RFC 5321 4.5.3.1.1).
-pub const LOCAL_PART_OCTETS_MAX: usize = 64;
-/// The same for lenient syntax, since the tags of mailing lists outgrow 64.
-pub const LOCAL_PART_OCTETS_MAX_LENIENT: usize = 255;
 /// Octets in a domain (RFC 5321 4.5.3.1.2), in lenient syntax too: the DNS has no longer ones.
-pub const DOMAIN_OCTETS_MAX: usize = 255;
-/// Octets in a path with its brackets and its source route (RFC 5321 4.5.3.1.3).
-pub const PATH_OCTETS_MAX: usize = 256;
-/// The same for lenient syntax: half of the longest command line.
-pub const PATH_OCTETS_MAX_LENIENT: usize = 1024;
+pub(super) const DOMAIN_OCTETS_MAX: usize = 255;
 
 /// `Reverse-path` or `Forward-path` of RFC 5321 4.1.2, without its brackets and its source route: a `Mailbox`, the
 /// null path, or `Postmaster` alone. Equal when spelled equally.
@@ -28,31 +18,18 @@ pub struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    /// Reads the argument of MAIL at the start of `text`; returns it and what follows, nothing or a blank and more.
-    /// `<>` is the sender of notifications, which nobody may answer (RFC 5321 4.5.5). A source route is read and
-    /// dropped (RFC 5321 appendix C). Lenient syntax does without the brackets, has blanks just inside them, and
+    /// Reads the argument of MAIL at the start of `text`; returns it and what follows, nothing or a blank and more; or
+    /// 501 5.1.7. `<>` is the sender of notifications, which nobody may answer (RFC 5321 4.5.5). A source route is read
+    /// and dropped (RFC 5321 appendix C). Lenient syntax does without the brackets, has blanks just inside them, and
     /// mailboxes as [`mailbox`](Self::mailbox) has them.
-    ///
-    /// # Errors
-    /// 501 5.1.7 when it isn't one, or longer than the limits above.
     pub fn reverse(text: &'a str, syntax: Syntax) -> Result<(Self, &'a str), Reply> {
-        let path = Self::read(text, syntax).filter(|(path, _)| path.text.is_empty() || path.is_mailbox(syntax));
-        path.ok_or(Reply::BAD_REVERSE_PATH)
+        Self::read(text, "", syntax).ok_or(Reply::BAD_REVERSE_PATH)
     }
 
-    /// Reads the argument of RCPT, as [`reverse`](Self::reverse) does that of MAIL, but no null path. `<Postmaster>`
-    /// without a domain, in any case, is who answers for this server (RFC 5321 4.1.1.3, 4.5.1).
-    ///
-    /// # Errors
-    /// 501 5.1.3 when it isn't one, or longer than the limits above.
+    /// Reads the argument of RCPT, as [`reverse`](Self::reverse) does that of MAIL, but no null path; or 501 5.1.3.
+    /// `<Postmaster>` in any case is who answers for this server (RFC 5321 4.1.1.3, 4.5.1).
     pub fn forward(text: &'a str, syntax: Syntax) -> Result<(Self, &'a str), Reply> {
-        match Self::read(text, syntax) {
-            Some((path, rest)) if path.text.eq_ignore_ascii_case("Postmaster") => {
-                Ok((Self { text: "Postmaster", ..path }, rest))
-            }
-            Some((path, rest)) if path.is_mailbox(syntax) => Ok((path, rest)),
-            _ => Err(Reply::BAD_FORWARD_PATH),
-        }
+        Self::read(text, "Postmaster", syntax).ok_or(Reply::BAD_FORWARD_PATH)
     }
 
     /// Reads all of `text` as a `Mailbox`. Lenient syntax has dots anywhere in a local part (HPE iLO), no domain
@@ -62,20 +39,21 @@ impl<'a> Path<'a> {
         (rest.is_empty() && path.is_mailbox(syntax)).then_some(path)
     }
 
-    fn read(text: &'a str, syntax: Syntax) -> Option<(Self, &'a str)> {
-        let mailbox = |text| Self::read_mailbox(after_route(text, syntax)?, syntax);
-        let (path, rest) = match text.strip_prefix('<').map(|inside| syntax.skip_blanks(inside)) {
+    /// Reads a path of a `Mailbox`, or of `other`, which has no domain.
+    fn read(text: &'a str, other: &'static str, syntax: Syntax) -> Option<(Self, &'a str)> {
+        let inside = text.strip_prefix('<').map(|inside| syntax.skip_blanks(inside));
+        let (path, rest) = match inside {
             None if syntax.strict => return None,
-            None => mailbox(text)?,
-            Some(inside) => {
-                let null = Self { text: "", local_part_octets: 0 };
-                let (path, rest) = if inside.starts_with('>') { (null, inside) } else { mailbox(inside)? };
-                (path, syntax.skip_blanks(rest).strip_prefix('>')?)
-            }
+            Some(inside) if inside.starts_with('>') => (Self { text: "", local_part_octets: 0 }, inside),
+            _ => Self::read_mailbox(after_route(inside.unwrap_or(text), syntax)?, syntax)?,
         };
-        let octets_max = if syntax.strict { PATH_OCTETS_MAX } else { PATH_OCTETS_MAX_LENIENT };
+        let rest = if inside.is_some() { syntax.skip_blanks(rest).strip_prefix('>')? } else { rest };
         let ended = rest.is_empty() || rest.starts_with(|character| syntax.is_blank(character));
-        (ended && text.len() - rest.len() <= octets_max).then_some((path, rest))
+        // All of the path counts (RFC 5321 4.5.3.1.3); in lenient syntax it may be half of the longest command line.
+        let fits = text.len() - rest.len() <= if syntax.strict { 256 } else { 1024 };
+        let is_other = path.text.eq_ignore_ascii_case(other);
+        let path = if is_other { Self { text: other, ..path } } else { path };
+        (ended && fits && (is_other || path.is_mailbox(syntax))).then_some((path, rest))
     }
 
     fn read_mailbox(text: &'a str, syntax: Syntax) -> Option<(Self, &'a str)> {
@@ -90,8 +68,7 @@ impl<'a> Path<'a> {
         self.domain().is_some() || (!syntax.strict && !self.text.is_empty())
     }
 
-    /// As it was sent, but `Postmaster` always in this spelling; empty for the null path. What isn't ASCII takes
-    /// SMTPUTF8 with MAIL (RFC 6531 3.4), or gets [`Reply::UTF8_NOT_ANNOUNCED`].
+    /// As it was sent, but `Postmaster` always in this spelling; empty for the null path.
     pub fn as_str(&self) -> &'a str {
         self.text
     }
@@ -119,46 +96,35 @@ impl<'a> Path<'a> {
 
 /// What stands behind the source route `@one.example,@two.example:`, if `text` begins with one; it is ASCII.
 fn after_route(text: &str, syntax: Syntax) -> Option<&str> {
-    let Some(mut hops) = text.strip_prefix('@') else { return Some(text) };
-    loop {
-        let rest = after_domain(hops, syntax)?;
-        let hop = hops.strip_suffix(rest)?;
-        if hop.starts_with('[') || !hop.is_ascii() {
-            return None;
-        }
-        match rest.strip_prefix(':') {
-            Some(mailbox) => return Some(mailbox),
-            None => hops = rest.strip_prefix(",@")?,
-        }
-    }
+    let Some(route) = text.strip_prefix('@') else { return Some(text) };
+    let (hops, mailbox) = route.split_once(':')?;
+    let is_hop = |hop: &str| hop.is_ascii() && !hop.starts_with('[') && after_domain(hop, syntax) == Some("");
+    hops.split(",@").all(is_hop).then_some(mailbox)
 }
 
 /// What stands behind the `Local-part`, a `Dot-string` or a `Quoted-string`, at the start of `text`.
 fn after_local_part(text: &str, syntax: Syntax) -> Option<&str> {
-    let rest = if let Some(quoted) = text.strip_prefix('"') {
-        after_quoted(quoted)?
-    } else {
-        let rest = text.trim_start_matches(|character| is_atext(character) || character == '.');
-        if syntax.strict && text.strip_suffix(rest)?.split('.').any(str::is_empty) {
-            return None;
-        }
-        rest
+    let quoted = text.strip_prefix('"');
+    let rest = match quoted {
+        Some(quoted) => after_quoted(quoted)?,
+        None => text.trim_start_matches(|character| is_atext(character) || character == '.'),
     };
-    let octets_max = if syntax.strict { LOCAL_PART_OCTETS_MAX } else { LOCAL_PART_OCTETS_MAX_LENIENT };
-    (1..=octets_max).contains(&(text.len() - rest.len())).then_some(rest)
+    let local_part = text.strip_suffix(rest)?;
+    let bad_dots = syntax.strict && quoted.is_none() && local_part.split('.').any(str::is_empty);
+    // With its quotes (RFC 5321 4.5.3.1.1); the tags of mailing lists outgrow 64.
+    let octets_max = if syntax.strict { 64 } else { 255 };
+    (!bad_dots && (1..=octets_max).contains(&local_part.len())).then_some(rest)
 }
 
 /// What stands behind the `Quoted-string` whose first quote was read.
 fn after_quoted(text: &str) -> Option<&str> {
     let mut characters = text.chars();
     loop {
-        let good = match characters.next()? {
+        match characters.next()? {
             '"' => return Some(characters.as_str()),
-            '\\' => matches!(characters.next()?, ' '..='~'),
-            character => character == ' ' || character.is_ascii_graphic() || is_utf8_non_ascii(character),
-        };
-        if !good {
-            return None;
+            '\\' if !matches!(characters.next()?, ' '..='~') => return None,
+            character if !matches!(character, ' '..='~') && !is_utf8_non_ascii(character) => return None,
+            _ => {}
         }
     }
 }
@@ -171,11 +137,10 @@ pub(super) fn after_domain(text: &str, syntax: Syntax) -> Option<&str> {
     } else {
         let is_part = |character| is_ldh(character) || character == '.' || (character == '_' && !syntax.strict);
         let rest = text.trim_start_matches(|character| is_part(character) || is_utf8_non_ascii(character));
-        let name = text.as_bytes().get(..text.len() - rest.len())?;
-        let relative = if syntax.strict { name } else { name.strip_suffix(b".").unwrap_or(name) };
-        let hyphens = |label: &[u8]| syntax.strict && (label.starts_with(b"-") || label.ends_with(b"-"));
-        let mut labels = relative.split(|&octet| octet == b'.');
-        (!labels.any(|label| label.is_empty() || hyphens(label)), rest)
+        let name = text.strip_suffix(rest)?;
+        let relative = if syntax.strict { name } else { name.strip_suffix('.').unwrap_or(name) };
+        let hyphens = |label: &str| syntax.strict && (label.starts_with('-') || label.ends_with('-'));
+        (!relative.split('.').any(|label| label.is_empty() || hyphens(label)), rest)
     };
     (good && text.len() - rest.len() <= DOMAIN_OCTETS_MAX).then_some(rest)
 }

@@ -1,6 +1,5 @@
-//! Commands: one line of the peer, read into a verb with what it says (RFC 5321 4.1.1 and the extensions served).
-//!
-//! Only syntax is judged here; the order of commands, and whether addresses may be UTF-8, the session knows.
+//! Commands: one line of the peer, read into a verb with what it says (RFC 5321 4.1.1 and the extensions served). Only
+//! syntax is judged here; the order of commands, and whether addresses may be UTF-8, the session knows.
 
 use std::str;
 
@@ -26,51 +25,33 @@ impl Syntax {
     }
 }
 
-/// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept.
+/// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept. The name in `Hello`
+/// is printable ASCII, at most 255 octets; in lenient syntax it may be any, and empty. BDAT (RFC 3030 2) has any number of
+/// octets, so nothing is to be set aside for them. Who offers AUTH (RFC 4954 4) reads its argument with [`login`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Each is called as its verb.
 pub enum Command<'a> {
-    /// HELO, EHLO or LHLO (RFC 5321 4.1.1.1, RFC 2033 4.1) with a name: printable ASCII, at most 255 octets; in lenient
-    /// syntax any, and empty when the peer gives none.
     Hello(Hello, &'a str),
-    /// MAIL (RFC 5321 4.1.1.2): where the message comes from, and what its extensions say.
     Mail(Path<'a>, MailParameters),
-    /// RCPT (RFC 5321 4.1.1.3): where the message goes.
     Rcpt(Path<'a>),
-    /// DATA (RFC 5321 4.1.1.4).
     Data,
-    /// BDAT (RFC 3030 2).
-    Bdat {
-        /// How many octets follow; any number, so nothing is to be set aside for them.
-        octets: u64,
-        /// Whether they are the last of the message.
-        last: bool,
-    },
-    /// RSET (RFC 5321 4.1.1.5).
+    Bdat { octets: u64, last: bool },
     Rset,
-    /// NOOP (RFC 5321 4.1.1.9).
     Noop,
-    /// QUIT (RFC 5321 4.1.1.10).
     Quit,
-    /// VRFY (RFC 5321 4.1.1.6); its argument in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
     Vrfy,
-    /// EXPN (RFC 5321 4.1.1.7), with an argument as VRFY.
     Expn,
-    /// HELP (RFC 5321 4.1.1.8).
     Help,
-    /// AUTH (RFC 4954 4). Who offers it reads what stands behind the verb with [`login`].
     Auth(&'a str),
-    /// STARTTLS (RFC 3207 4).
     StartTls,
 }
 
-/// With which verb the peer introduces itself.
+/// With which verb the peer introduces itself: for SMTP without extensions, with them, or for LMTP (RFC 2033 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum Hello {
-    /// SMTP without extensions.
     Helo,
-    /// SMTP with extensions.
     Ehlo,
-    /// LMTP.
     Lhlo,
 }
 
@@ -86,10 +67,8 @@ pub struct MailParameters {
 impl<'a> Command<'a> {
     /// Reads `line`, which comes without its line end. Verbs are in any case, and blanks at the end mean nothing
     /// (RFC 5321 2.4, 4.1.1). Lenient syntax has blanks and tabs for a space and around the colon of MAIL and RCPT,
-    /// any name or none after HELO, arguments to DATA, RSET and QUIT, and parameters that mean nothing to a store.
-    ///
-    /// # Errors
-    /// 500 when the verb is none of those above; 501, 553 or 555 when what follows isn't what it takes.
+    /// any name or none after HELO, arguments to DATA, RSET and QUIT, and parameters that mean nothing to a store. The
+    /// error is 500 when the verb is none of those above; 501, 553 or 555 when what follows isn't what it takes.
     pub fn parse(mut line: &'a [u8], syntax: Syntax) -> Result<Self, Reply> {
         while let [before @ .., b' ' | b'\t'] = line {
             line = before;
@@ -160,10 +139,8 @@ fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters
         }
         let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
         let (keyword, seen) = found.ok_or(Reply::PARAMETER_UNKNOWN)?;
-        if std::mem::replace(seen, true) {
-            return Err(Reply::PARAMETER_MALFORMED);
-        }
         match (*keyword, value) {
+            _ if std::mem::replace(seen, true) => return Err(Reply::PARAMETER_MALFORMED),
             ("SIZE", None | Some("")) if !syntax.strict => {}
             ("SIZE", Some(value)) if is_number(value) => parameters.size = Some(value.parse().unwrap_or(u64::MAX)),
             ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
@@ -190,11 +167,8 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
-/// The argument of AUTH: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an initial
-/// response, in base64 which isn't proven here, empty where `=` was sent.
-///
-/// # Errors
-/// 501 when it is none.
+/// The argument of AUTH, or 501: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an
+/// initial response, in base64 which isn't proven here, empty where `=` was sent.
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
     let mut words = words(argument, syntax);
     let mechanism = words.next().unwrap_or_default();
@@ -207,7 +181,7 @@ pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Rep
     Ok((mechanism, initial_response.map(|text| if text == "=" { "" } else { text })))
 }
 
-/// The argument of VRFY or EXPN.
+/// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
 fn search(argument: &str) -> Result<(), Reply> {
     let announced = argument.rsplit_once(' ').filter(|(_, keyword)| keyword.eq_ignore_ascii_case("SMTPUTF8"));
     let string = announced.map_or(argument, |(string, _)| string);

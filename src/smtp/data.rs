@@ -1,12 +1,8 @@
 //! Mail data as it is sent, turned into the message as it is stored: its end, its dots, its line ends.
 //!
-//! Outside an LF session `CRLF . CRLF` ends the data and nothing else does (RFC 5321 4.1.1.4). A lone CR or LF is no
-//! line end of the protocol: it neither ends the data nor makes the dot behind it a terminator or a stuffed one,
-//! so that no peer that speaks CRLF can be made to smuggle a second message in. What is stored for it is another
-//! matter: a line end for the LF, a space for the CR. A peer that never sent a CR has an *LF session*, in which a
-//! lone LF is the line end of the protocol too; the first CR ends it for ever.
-//!
-//! One automaton serves every message, be it kept, oversized or refused: who refuses ignores the runs.
+//! A lone CR or LF neither ends the data nor makes the dot behind it a terminator or a stuffed one (RFC 5321 4.1.1.4), so
+//! that nothing can be smuggled in. A peer that never sent a CR has an *LF session*, in which a lone LF is the line end
+//! of the protocol; the first CR ends it for ever. Who refuses a message decodes it too, and ignores the runs.
 
 use memchr::{memchr, memchr2};
 
@@ -15,12 +11,11 @@ use State::{Cr, Dot, DotCr, End, LineStart, Text};
 const CR: u8 = b'\r';
 const LF: u8 = b'\n';
 
-/// The line end of the message as stored.
+/// The line end of the message as stored: LF, as the readers of a Maildir expect, or CRLF, as sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum LineEnd {
-    /// LF, as the readers of a Maildir expect.
     Lf,
-    /// CRLF, as sent.
     Crlf,
 }
 
@@ -48,13 +43,11 @@ enum State {
     LineStart(bool),
     /// That and a dot. Behind a lone LF it is stored; else it will be only in a case that ends an LF session.
     Dot(bool),
-    /// That and a CR.
     DotCr(bool),
     /// Anything else.
     Text,
     /// Anything else and a CR, which is not stored before the next octet tells what it is.
     Cr,
-    /// The terminator.
     End,
 }
 
@@ -68,8 +61,7 @@ pub struct DataDecoder {
     pub lf_session: bool,
     /// A lone CR or LF was in the message; in an LF session an LF is not one.
     pub bare_newline: bool,
-    /// The last line read is one dot, but with an LF at an end of it that had to be CRLF: if nothing follows, then the
-    /// peer waits for a reply to a message that did not end.
+    /// The last line is one dot, but with an LF where CRLF had to be: if nothing follows, the peer waits in vain.
     pub lf_dot: bool,
     /// Octets that this call of `decode` read and that are no part of the message, less those that it found to be one.
     overhead: i64,
@@ -83,16 +75,14 @@ impl DataDecoder {
 
     /// Decodes `input` and gives the message to `sink`, in runs that are slices of `input` wherever it stands there
     /// unchanged. Returns how many octets it read, all of them unless the message ended; how many more the message has
-    /// as RFC 1870 counts it, without stuffed dots and terminator; and whether it ended.
-    ///
-    /// What a call stores is at most one octet longer than `input`, but for lone LFs that become CRLF.
+    /// as RFC 1870 counts it, without stuffed dots and terminator; and whether it ended. What a call stores is at most one
+    /// octet longer than `input`, but for lone LFs that become CRLF.
     #[inline]
     pub fn decode(&mut self, input: &[u8], sink: &mut impl FnMut(&[u8])) -> (usize, u64, bool) {
         let mut at = 0;
         while at < input.len() && self.state != End {
             self.lf_dot = false;
-            let line_start = matches!(self.state, LineStart(_));
-            if self.state == Text || (line_start && input[at] != b'.') {
+            if self.state == Text || (matches!(self.state, LineStart(_)) && input[at] != b'.') {
                 at += self.lines(&input[at..], sink);
             }
             if let Some(&octet) = input.get(at) {
@@ -150,26 +140,16 @@ impl DataDecoder {
             self.overhead -= i64::from(self.state == DotCr(false));
             self.lone_cr(sink);
         }
+        if octet == CR && std::mem::take(&mut self.lf_session) && self.state == Dot(false) {
+            // Only an LF stood before this dot, and from now on that is no line end.
+            self.overhead -= 1;
+            sink(b".");
+            self.state = Dot(true);
+        }
         self.state = match (self.state, octet) {
-            (Dot(false), CR) if self.lf_session => {
-                // Only an LF stood before this dot, and from now on that is no line end.
-                self.lf_session = false;
-                self.overhead -= 1;
-                sink(b".");
-                DotCr(true)
-            }
-            (Dot(bare), CR) => {
-                self.overhead += i64::from(!bare);
-                DotCr(bare)
-            }
-            (_, CR) => {
-                self.lf_session = false;
-                Cr
-            }
-            (Dot(false) | DotCr(false), LF) if after_cr || self.lf_session => {
-                self.overhead += 1;
-                End
-            }
+            (Dot(bare), CR) => DotCr(bare),
+            (_, CR) => Cr,
+            (Dot(false) | DotCr(false), LF) if after_cr || self.lf_session => End,
             (before, LF) => {
                 sink(self.line_end.as_str().as_bytes());
                 self.lf_dot = matches!(before, Dot(_) | DotCr(_));
@@ -178,7 +158,6 @@ impl DataDecoder {
                 LineStart(bare)
             }
             (LineStart(bare), b'.') if self.framing == Framing::Dot => {
-                self.overhead += i64::from(!bare);
                 if bare {
                     sink(b".");
                 }
@@ -189,6 +168,7 @@ impl DataDecoder {
                 Text
             }
         };
+        self.overhead += i64::from(matches!(self.state, Dot(false) | DotCr(false) | End));
     }
 
     fn lone_cr(&mut self, sink: &mut impl FnMut(&[u8])) {
@@ -213,10 +193,9 @@ impl DataDecoder {
     }
 }
 
-/// Where the first CR or LF of `text` is, looked for first where the line before had its own.
-///
-/// Most octets of mail are base64, whose lines are all of one length. To find that a line is as long as the last one
-/// is faster than to find how long it is: no search has to end before the next one can begin.
+/// Where the first CR or LF of `text` is, looked for first where the line before had its own: most octets of mail are
+/// base64, whose lines are all of one length. To find that a line is as long as the last one is faster than to find how
+/// long it is, as no search has to end before the next one can begin.
 #[inline]
 fn newline(text: &[u8], length: usize) -> Option<usize> {
     match text.split_at_checked(length) {
@@ -229,17 +208,13 @@ fn newline(text: &[u8], length: usize) -> Option<usize> {
 #[inline]
 fn is_plain(line: &[u8]) -> bool {
     const LANES: usize = 32;
-    let Some(last) = line.last_chunk::<LANES>() else {
-        return false;
-    };
+    let Some(last) = line.last_chunk::<LANES>() else { return false };
     // The least distance above LF in each lane: two vector operations for each load, and one question for the line.
     let mut least = [u8::MAX; LANES];
-    let mut fold = |block: &[u8]| {
+    line.chunks_exact(LANES).chain([&last[..]]).for_each(|block| {
         for (least, octet) in least.iter_mut().zip(block) {
             *least = octet.wrapping_sub(LF).min(*least);
         }
-    };
-    line.chunks_exact(LANES).for_each(&mut fold);
-    fold(last);
+    });
     least.iter().fold(true, |plain, &least| plain & (least > CR - LF))
 }

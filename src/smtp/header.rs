@@ -4,17 +4,13 @@ use memchr::memchr;
 
 /// So many `Received:` lines are a long way; more are a mail loop (RFC 5321 6.3, which wants at least 100).
 pub const RECEIVED_MAX: u32 = 100;
-
 /// The start of such a line, in lower case.
 const RECEIVED: &[u8] = b"received:";
-
-/// Stands for a line that begins otherwise.
-const OTHER: u8 = u8::MAX;
 
 /// Counts `Received:` lines in the runs of a [`DataDecoder`](super::data::DataDecoder), cut anyhow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeaderScanner {
-    /// So many octets of `Received:` are the line so far, or it is another one.
+    /// So many octets of `Received:` are the line so far; `u8::MAX` if it is another one.
     matched: u8,
     received: u32,
     /// The empty line behind the header section was read.
@@ -36,10 +32,7 @@ impl HeaderScanner {
         while let Some((&octet, rest)) = run.split_first().filter(|_| !self.ended) {
             run = rest;
             match octet {
-                b'\n' => {
-                    self.ended = self.matched == 0;
-                    self.matched = 0;
-                }
+                b'\n' => self.ended = std::mem::take(&mut self.matched) == 0,
                 // Runs have it before LF only.
                 b'\r' if self.matched == 0 => {}
                 _ if RECEIVED.get(usize::from(self.matched)) == Some(&octet.to_ascii_lowercase()) => {
@@ -49,7 +42,7 @@ impl HeaderScanner {
                 }
                 _ => {
                     run = memchr(b'\n', run).map_or(&[], |end| &run[end..]);
-                    self.matched = OTHER;
+                    self.matched = u8::MAX;
                 }
             }
         }

@@ -1,5 +1,4 @@
-//! The protocol, pure: octets in, replies and actions out. Nothing here knows a socket, a file or a clock,
-//! so all of it can be tested, fuzzed and simulated in memory.
+//! The protocol, pure: octets in, replies and actions out. No socket, file or clock, so memory is enough for its tests.
 
 pub mod address;
 pub mod command;

@@ -1,4 +1,4 @@
-//! The whole vocabulary of the server: every reply it can give, in one list (RFC 5321 4.2, RFC 3463).
+//! The whole vocabulary of the server: every reply it can give, in one list.
 
 /// A reply with a fixed text: the three digits of RFC 5321 4.2.1, the enhanced code of RFC 3463, such as `5.5.1`, and what
 /// a person reads. Replies of the class 3yz and those to HELO, EHLO and LHLO bear no enhanced code (RFC 2034 4).
@@ -6,29 +6,22 @@
 pub struct Reply(pub &'static str);
 
 /// The enhanced codes are those of RFC 3463, RFC 5248 and RFC 6531 4.3. Those that a session alone says are private.
+#[allow(missing_docs)] // What a reply is for it says itself.
 impl Reply {
     // Syntax of commands.
-    /// No verb that is known (RFC 5321 4.2.4).
     pub const UNRECOGNIZED: Self = Self("500 5.5.1 Command unrecognized");
     /// A known verb, but something behind it that no command has: `FROM:` misspelled, control characters, 8 bits.
     pub const SYNTAX_ERROR: Self = Self("501 5.5.2 Syntax error in parameters or arguments");
-    /// An argument missing, of the wrong form, or where none is taken.
     pub const BAD_ARGUMENT: Self = Self("501 5.5.4 Argument missing, malformed or not allowed");
-    /// The argument of HELO, EHLO or LHLO; replies to these bear no enhanced code (RFC 2034 4).
     pub const BAD_NAME: Self = Self("501 Host name missing or malformed");
-    /// The argument of BDAT.
     pub const BAD_CHUNK: Self = Self("501 5.5.4 BDAT takes a number of octets and perhaps LAST");
 
     // Syntax of addresses and parameters.
-    /// The path of MAIL.
     pub const BAD_REVERSE_PATH: Self = Self("501 5.1.7 Sender address malformed or too long");
-    /// The path of RCPT.
     pub const BAD_FORWARD_PATH: Self = Self("501 5.1.3 Recipient address malformed or too long");
-    /// An address in UTF-8 without the parameter SMTPUTF8 (RFC 6531 3.5).
     pub const UTF8_NOT_ANNOUNCED: Self = Self("553 5.6.7 Addresses beyond ASCII need SMTPUTF8 with MAIL");
     /// A parameter of an extension that isn't served, or a value that can't be (RFC 5321 4.1.1.11).
     pub const PARAMETER_UNKNOWN: Self = Self("555 5.5.4 Parameter or its value not recognized");
-    /// A known parameter that is misspelled or given twice.
     pub const PARAMETER_MALFORMED: Self = Self("501 5.5.4 Parameter malformed or given twice");
 
     // The order of commands, and a transaction (RFC 5321 4.1.4).
@@ -37,9 +30,7 @@ impl Reply {
     pub(super) const BAD_SEQUENCE: Self = Self("503 5.5.1 Bad sequence of commands");
     pub(super) const NO_RECIPIENTS: Self = Self("503 5.5.1 No recipients: RCPT comes first");
     pub(super) const NO_VALID_RECIPIENTS: Self = Self("554 5.5.1 No valid recipients");
-    /// Nobody has that mailbox, or the table says so.
     pub const NO_SUCH_MAILBOX: Self = Self("550 5.1.1 No such mailbox here");
-    /// Aliases lead from one to the next without end.
     pub const ALIAS_LOOP: Self = Self("554 5.4.6 Aliases lead back to themselves");
     /// The domain is another's; or the address names a way to one.
     pub const RELAYING_DENIED: Self = Self("550 5.7.1 Relaying denied");
@@ -50,7 +41,6 @@ impl Reply {
     pub(super) const TOO_MANY_TRANSACTIONS: Self = Self("452 4.5.3 Too many messages on this connection");
     /// VRFY, which tells nobody who has a mailbox (RFC 5321 3.5.3).
     pub(super) const CANNOT_VERIFY: Self = Self("252 2.5.0 Cannot verify; send some mail, it may be taken");
-    /// EXPN, AUTH where it is not offered, STARTTLS.
     pub(super) const NOT_IMPLEMENTED: Self = Self("502 5.5.1 Command not implemented");
     pub(super) const LINE_TOO_LONG: Self = Self("500 5.5.2 Line too long");
     /// A command line that ends in LF alone, which only `--strict` minds (RFC 5321 2.3.8).
@@ -62,24 +52,17 @@ impl Reply {
     );
 
     // The message.
-    /// It is larger than the limit, as announced or as it came (RFC 1870 6).
     pub(super) const MESSAGE_TOO_LARGE: Self = Self("552 5.3.4 Message exceeds the maximum size");
     pub(super) const MAIL_LOOP: Self = Self("554 5.4.6 Too many Received lines: a mail loop");
     /// It has a lone CR or LF, where that is refused (RFC 6531 names no code; 5.6.11 is registered for it).
     pub(super) const BARE_NEWLINE: Self = Self("550 5.6.11 Lone CR or LF in the message; lines end in CRLF");
-    /// No room for it.
     pub const STORAGE_FULL: Self = Self("452 4.3.1 Insufficient system storage");
-    /// The disk, or what it should be, failed.
     pub const STORAGE_FAILED: Self = Self("451 4.3.0 Local storage failed; try again later");
 
     // The end of a session.
-    /// We are told to stop.
     pub const SHUTTING_DOWN: Self = Self("421 4.3.2 Server is shutting down");
-    /// The peer's address is not among those served.
     pub const NOT_SERVED: Self = Self("554 5.7.1 Your address is not served here");
-    /// The limit of connections is reached.
     pub const TOO_MANY_CONNECTIONS: Self = Self("421 4.3.2 Too many connections; try again later");
-    /// The peer was silent for too long.
     pub const TIMED_OUT: Self = Self("421 4.4.2 Timeout: closing connection");
     /// Octets that may be a message's text came behind a refused DATA: they must not run as commands.
     pub(super) const TEXT_NOT_COMMANDS: Self = Self("421 4.5.0 Message text is no command: closing connection");
