@@ -79,7 +79,7 @@ impl<T: Read + Write> Connection<T> {
     /// Says `reply`, to end when it is sent.
     pub(crate) fn dismiss(&mut self, reply: Reply, buffers: &mut Buffers) {
         buffers.lend(&mut self.replies, SMALL_OCTETS);
-        self.session.close(reply, &mut self.replies);
+        self.session.close(reply).write(&mut self.replies);
         self.action = Action::Close;
     }
 

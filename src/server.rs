@@ -16,7 +16,7 @@ use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
+use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
@@ -54,9 +54,7 @@ pub struct Server<T, F: FileSystem> {
     /// Those served; none for all.
     networks: Vec<IpNet>,
     store: Store<F>,
-    settings: Settings,
-    connections_max: usize,
-    timeout: Duration,
+    config: Config,
     ids: MessageIds,
     spare: Spare,
     log_line: String,
@@ -84,9 +82,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             recipients,
             networks: config.networks(),
             store,
-            settings: config.protocol.clone(),
-            connections_max: config.connections_max,
-            timeout: config.timeout,
+            config: config.clone(),
             ids,
             spare: Spare::default(),
             log_line: String::new(),
@@ -128,30 +124,27 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         debug!("session={} connect peer={peer}", self.sessions);
         let mut connection = Connection {
             transport,
-            session: Session::new(self.sessions, dialect, peer, &self.settings),
+            session: Session::new(self.sessions, dialect, peer, &self.config.protocol),
             action: Action::Read,
             ready: Readiness { writable: true, ..Readiness::default() },
             replies: Vec::new(),
             unread: Vec::new(),
             content: Vec::new(),
             delivery: None,
-            deadline: now.instant + self.timeout,
+            deadline: now.instant + self.config.timeout,
             scheduled: false,
             stored: 0,
         };
-        let served = match peer {
-            Peer::Address(address) => self.networks.iter().any(|network| network.contains(&address)),
-            Peer::Local => true,
-        };
-        if !served && !self.networks.is_empty() {
+        let served = |address| self.networks.is_empty() || self.networks.iter().any(|them| them.contains(address));
+        if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.connections.len() >= self.connections_max {
+        } else if self.connections.len() >= self.config.connections_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
-        } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
+        } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
-            connection.session.greet(&self.settings, self.ids.date(now.wall), &mut connection.replies);
+            connection.session.greet(&self.config.protocol, self.ids.date(now.wall), &mut connection.replies);
         }
         let key = self.connections.insert(connection);
         self.schedule(key);
@@ -269,7 +262,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                     Some(0) => return,
                     Some(count) => filled += count,
                 }
-                connection.deadline = now.instant + self.timeout;
+                connection.deadline = now.instant + self.config.timeout;
             }
             if self.feed(key, filled, now) == Action::Flush {
                 return;
@@ -288,7 +281,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.write(&mut self.store, key, now);
         }
         let mut turn = Turn {
-            settings: &self.settings,
+            settings: &self.config.protocol,
             now: now.wall,
             ids: &mut self.ids,
             spare: &mut self.spare,
@@ -333,7 +326,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
-            connection.deadline = now.instant + self.timeout;
+            connection.deadline = now.instant + self.config.timeout;
             // There is no need for another turn where the peer has said nothing more.
             let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;
             connection.action = if done { Action::Read } else { Action::Flush };
@@ -356,12 +349,12 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Ends the connections whose peers have been silent for too long. Activity only moves a deadline; all are looked at
     /// when the soonest may have passed, a few times a second at most.
     fn expire(&mut self, now: Now) {
-        self.look = now.instant + self.timeout;
+        self.look = now.instant + self.config.timeout;
         for key in 0..self.connections.capacity() {
             match self.connections.get_mut(key) {
                 // It is not the peer who keeps us waiting.
                 Some(connection) if connection.action == Action::Deliver || connection.scheduled => {
-                    connection.deadline = now.instant + self.timeout;
+                    connection.deadline = now.instant + self.config.timeout;
                 }
                 Some(connection) if connection.deadline > now.instant => self.look = self.look.min(connection.deadline),
                 Some(connection) => {

@@ -15,26 +15,27 @@ use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
-
 /// Room for replies. Commands are not parsed while less than [`REPLY_OCTETS_MAX`] of it is left.
 pub const REPLIES_OCTETS_MAX: usize = 4096;
-
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
+/// How much spare memory of each kind is kept.
+const KEPT_MAX: usize = 128;
+/// Octets that a spare transaction may have room for; those of a long list of recipients go back.
+const KEPT_OCTETS_MAX: usize = 4096;
 
-/// Which protocol a listener speaks.
+/// Which protocol a listener speaks. In LMTP (RFC 2033) each recipient has a reply of its own at the end of data.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// RFC 5321.
     Smtp,
-    /// RFC 2033: LHLO, and one reply for each recipient at the end of data.
     Lmtp,
 }
 
 /// What all sessions of a server have in common.
+#[allow(missing_docs)] // of what the name says
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our own name, in the greeting and in trace lines.
     pub hostname: String,
     /// Octets of the largest message, as RFC 1870 counts them.
     pub message_octets_max: u64,
@@ -50,7 +51,6 @@ pub struct Settings {
     pub strict: bool,
     /// Whether a message with a lone CR or LF is refused at its true end. Else they become a space or a line end.
     pub reject_bare_newline: bool,
-    /// How line ends are stored.
     pub line_end: LineEnd,
     /// Whether AUTH is offered, and any name and password taken.
     pub accept_any_login: bool,
@@ -58,25 +58,19 @@ pub struct Settings {
 
 /// Who knows for whom mail is, and where it goes.
 pub trait Directory {
-    /// Gives the destinations of a recipient to `take`, each a name of a mailbox that the session does not look into;
-    /// none for mail that is dropped.
-    ///
-    /// # Errors
-    /// The reply that refuses it: one line, without its CRLF.
+    /// Gives the destinations of a recipient to `take`, names of mailboxes; none for mail that is dropped. Its error is
+    /// the reply that refuses the recipient: one line, without its CRLF.
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str>;
 }
 
 /// What a session borrows from its server while it works.
+#[allow(missing_docs)] // of what the type says
 pub struct Turn<'a> {
-    /// Common to all sessions.
     pub settings: &'a Settings,
     /// The wall clock, read once a turn.
     pub now: SystemTime,
-    /// Gives each message its id.
     pub ids: &'a mut MessageIds,
-    /// Memory of ended sessions and transactions, to be used again.
     pub spare: &'a mut Spare,
-    /// Who knows the recipients.
     pub directory: &'a mut dyn Directory,
     /// Octets of the largest message that the disk has room for, or why it takes none.
     pub storage: Result<u64, Reply>,
@@ -96,12 +90,6 @@ pub struct Spare {
     transactions: Vec<Box<Transaction>>,
     origins: Vec<String>,
 }
-
-/// How much spare memory of each kind is kept.
-const KEPT_MAX: usize = 128;
-
-/// Octets that a spare transaction may have room for; those of a long list of recipients go back.
-const KEPT_OCTETS_MAX: usize = 4096;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,31 +172,19 @@ impl Transaction {
     }
 }
 
-/// What the next octets are.
+/// What the next octets are: a command, the rest of a command line that was too long, text of a message up to its end,
+/// octets of a BDAT chunk (RFC 3030), or in base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
+/// None are read while the message is on its way to the store, nor before so many recipients are answered, in LMTP each
+/// of them: that it failed for all, or what its shares say.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Command,
-    /// The rest of a command line that was too long.
     LongLine,
-    /// The text of a message, up to its end.
     Data,
-    /// Octets of a BDAT chunk (RFC 3030).
-    Chunk {
-        left: u64,
-        last: bool,
-        announced: u64,
-    },
-    /// In base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
-    Login {
-        user_name: bool,
-    },
-    /// Nothing: the message is on its way to the store.
+    Chunk { left: u64, last: bool, announced: u64 },
+    Login { user_name: bool },
     Delivering,
-    /// Nothing before so many recipients are answered, in LMTP each of them: that it failed for all, or what its shares say.
-    Answering {
-        left: usize,
-        failure: Option<Reply>,
-    },
+    Answering { left: usize, failure: Option<Reply> },
     Closed,
 }
 
@@ -262,9 +238,10 @@ impl Session {
         append(replies, &["220 ", &settings.hostname, protocol, " mailchute ready; ", date, "\r\n"]);
     }
 
-    /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
-    pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
-        self.turn_away(reply).write(replies);
+    /// Has the session end with `reply`, which is to be written.
+    pub const fn close(&mut self, reply: Reply) -> Reply {
+        self.phase = Phase::Closed;
+        reply
     }
 
     /// The transaction under way.
@@ -387,20 +364,11 @@ impl Session {
             }
             _ => Command::parse(text, syntax),
         };
-        let refusal = match command {
-            Ok(command) => self.command(command, behind, turn).err(),
-            Err(reply) => Some(self.refuse_line(reply, text, behind, turn)),
-        };
-        if let Some(reply) = refusal {
+        let command = command.map_err(|reply| self.refuse_line(reply, text, behind, turn));
+        if let Err(reply) = command.and_then(|command| self.command(command, behind, turn)) {
             reply.write(turn.replies);
         }
         line.len()
-    }
-
-    /// Has the session end with `reply`.
-    const fn turn_away(&mut self, reply: Reply) -> Reply {
-        self.phase = Phase::Closed;
-        reply
     }
 
     /// Applies one command: writes its reply, or returns the one that refuses it. `behind` is what came with the command
@@ -418,7 +386,7 @@ impl Session {
             _ => false,
         };
         if settings.strict && !behind.is_empty() && !may_be_followed {
-            return Err(self.turn_away(Reply::EARLY_TALK));
+            return Err(self.close(Reply::EARLY_TALK));
         }
         let reply = match command {
             Command::Hello(hello, name) => return self.hello(hello, name, turn),
@@ -460,14 +428,14 @@ impl Session {
     fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], turn: &Turn<'_>) -> Reply {
         if let Some((reply, hint)) = foreign(line) {
             self.hint = Some(hint);
-            return self.turn_away(reply);
+            return self.close(reply);
         }
         if self.text_may_follow {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS);
+            return self.close(Reply::TEXT_NOT_COMMANDS);
         }
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
-            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply),
+            (b"BDAT", _) if behind.is_empty() => return self.close(reply),
             (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, turn),
             (b"RCPT", Some(transaction)) => transaction.addressed = true,
             _ => {}
@@ -478,7 +446,7 @@ impl Session {
     /// Refuses a message whose text may be on its way already: if octets wait behind the command, they are that text.
     fn refuse_text(&mut self, reply: Reply, behind: &[u8], turn: &Turn<'_>) -> Reply {
         if turn.more || !behind.is_empty() {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS);
+            return self.close(Reply::TEXT_NOT_COMMANDS);
         }
         self.text_may_follow = true;
         reply
@@ -527,23 +495,16 @@ impl Session {
     fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let path = reverse_path.as_str();
-        if self.transaction.is_some() || (settings.strict || self.is_lmtp()) && self.hello.is_none() {
-            return Err(Reply::BAD_SEQUENCE);
-        }
-        if settings.transactions_max.is_some_and(|most| self.transactions >= most) {
-            return Err(Reply::TOO_MANY_TRANSACTIONS);
-        }
-        if !parameters.smtp_utf8 && !path.is_ascii() {
-            return Err(Reply::UTF8_NOT_ANNOUNCED);
-        }
         let size = parameters.size.unwrap_or(0);
-        if size > settings.message_octets_max {
-            return Err(Reply::MESSAGE_TOO_LARGE);
-        }
-        let room = turn.storage?;
-        if room == 0 || size > room {
-            return Err(Reply::STORAGE_FULL);
-        }
+        let hello_missing = (settings.strict || self.is_lmtp()) && self.hello.is_none();
+        refuse_if(&[
+            (self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE),
+            (settings.transactions_max.is_some_and(|most| self.transactions >= most), Reply::TOO_MANY_TRANSACTIONS),
+            (!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED),
+            (size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
+            (turn.storage.is_ok_and(|room| room < size.max(1)), Reply::STORAGE_FULL),
+        ])?;
+        turn.storage?;
         let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.paths.extend([path, "\n"]);
@@ -567,12 +528,9 @@ impl Session {
         // Without the line feeds behind the paths.
         let paths = transaction.paths.len() - 1 - transaction.recipients;
         let octets = paths + transaction.destinations.len() + path.len();
-        if transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max {
-            return Err(Reply::TOO_MANY_RECIPIENTS);
-        }
-        if !transaction.smtp_utf8 && !path.is_ascii() {
-            return Err(Reply::UTF8_NOT_ANNOUNCED);
-        }
+        let full = transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max;
+        let unannounced = !transaction.smtp_utf8 && !path.is_ascii();
+        refuse_if(&[(full, Reply::TOO_MANY_RECIPIENTS), (unannounced, Reply::UTF8_NOT_ANNOUNCED)])?;
         let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
         let destinations_count = transaction.destinations_count;
         let mut found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
@@ -682,13 +640,13 @@ impl Session {
     fn check_message(&mut self, settings: &Settings) -> Option<Reply> {
         let transaction = self.transaction.as_deref_mut()?;
         if transaction.failure.is_none() {
-            let faults = [
+            let checked = refuse_if(&[
                 (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
                 (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
                 (settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE),
-            ];
-            transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
-            self.discard = transaction.failure.is_some();
+            ]);
+            transaction.failure = checked.err();
+            self.discard = checked.is_err();
         }
         transaction.failure
     }
@@ -716,9 +674,7 @@ impl Session {
             }
             Some(_) if last => self.end_message(turn),
             Some(Transaction { failure: Some(failure), .. }) => failure.write(turn.replies),
-            Some(_) => {
-                append(turn.replies, &["250 2.0.0 ", Buffer::new().format(announced), " octets received\r\n"]);
-            }
+            Some(_) => append(turn.replies, &["250 2.0.0 ", Buffer::new().format(announced), " octets received\r\n"]),
         }
     }
 
@@ -783,6 +739,11 @@ fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
         texts = rest.get(1..)?;
         Some(text)
     })
+}
+
+/// Refuses with the reply of the first condition that is met.
+fn refuse_if(conditions: &[(bool, Reply)]) -> Result<(), Reply> {
+    conditions.iter().find(|(met, _)| *met).map_or(Ok(()), |&(_, reply)| Err(reply))
 }
 
 /// Whether one more reply surely fits.
