@@ -16,7 +16,7 @@ use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, Turn};
+use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
@@ -34,16 +34,10 @@ pub struct Readiness {
 }
 
 /// What a session asks of recipients: the table and the Maildirs that there are.
-struct Lookup<'a, F: FileSystem> {
-    recipients: &'a mut Recipients,
-    store: &'a mut Store<F>,
-    now: Now,
-}
-
-impl<F: FileSystem> Directory for Lookup<'_, F> {
+impl<F: FileSystem> Directory for (&mut Recipients, &mut Store<F>, Now) {
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
-        let mut exists = |destination: &str, create| self.store.accepts(destination, create, self.now);
-        self.recipients.resolve(recipient, &mut exists, take)
+        let (recipients, store, now) = self;
+        recipients.resolve(recipient, &mut |destination, create| store.accepts(destination, create, *now), take)
     }
 }
 
@@ -54,7 +48,9 @@ pub struct Server<T, F: FileSystem> {
     /// Those served; none for all.
     networks: Vec<IpNet>,
     store: Store<F>,
-    config: Config,
+    settings: Settings,
+    connections_max: usize,
+    timeout: Duration,
     ids: MessageIds,
     spare: Spare,
     log_line: String,
@@ -82,7 +78,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             recipients,
             networks: config.networks(),
             store,
-            config: config.clone(),
+            settings: config.protocol.clone(),
+            connections_max: config.connections_max,
+            timeout: config.timeout,
             ids,
             spare: Spare::default(),
             log_line: String::new(),
@@ -124,35 +122,34 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         debug!("session={} connect peer={peer}", self.sessions);
         let mut connection = Connection {
             transport,
-            session: Session::new(self.sessions, dialect, peer, &self.config.protocol),
+            session: Session::new(self.sessions, dialect, peer, &self.settings),
             action: Action::Read,
             ready: Readiness { writable: true, ..Readiness::default() },
             replies: Vec::new(),
             unread: Vec::new(),
             content: Vec::new(),
             delivery: None,
-            deadline: now.instant + self.config.timeout,
+            deadline: now.instant + self.timeout,
             scheduled: false,
             stored: 0,
         };
         let served = |address| self.networks.is_empty() || self.networks.iter().any(|them| them.contains(address));
         if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.connections.len() >= self.config.connections_max {
+        } else if self.connections.len() >= self.connections_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
-        } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
+        } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
-            connection.session.greet(&self.config.protocol, self.ids.date(now.wall), &mut connection.replies);
+            connection.session.greet(&self.settings, self.ids.date(now.wall), &mut connection.replies);
         }
         let key = self.connections.insert(connection);
         self.schedule(key);
         key
     }
 
-    /// Notes what an event said of a connection. Keys of connections that ended are ignored, as are events that say
-    /// nothing new.
+    /// Notes what an event said of a connection; of one that ended it is ignored.
     pub fn mark(&mut self, key: usize, readiness: Readiness) {
         let Some(Connection { ready, .. }) = self.connections.get_mut(key) else { return };
         ready.readable |= readiness.readable || readiness.ending;
@@ -176,8 +173,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         self.connections.is_empty() && self.store.is_idle()
     }
 
-    /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
-    /// are to be looked for.
+    /// How long until there is something to do without an event: deadlines to be looked at, or Maildirs.
     pub fn next_deadline(&self, now: Instant) -> Duration {
         self.look.saturating_duration_since(now).min(self.store.next_sweep(now))
     }
@@ -262,7 +258,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                     Some(0) => return,
                     Some(count) => filled += count,
                 }
-                connection.deadline = now.instant + self.config.timeout;
+                connection.deadline = now.instant + self.timeout;
             }
             if self.feed(key, filled, now) == Action::Flush {
                 return;
@@ -281,12 +277,12 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.write(&mut self.store, key, now);
         }
         let mut turn = Turn {
-            settings: &self.config.protocol,
+            settings: &self.settings,
             now: now.wall,
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage: self.store.storage(now),
-            directory: &mut Lookup { recipients: &mut self.recipients, store: &mut self.store, now },
+            directory: &mut (&mut self.recipients, &mut self.store, now),
             more: connection.ready.readable && !connection.ready.ending,
             replies: &mut connection.replies,
             content: &mut connection.content,
@@ -326,7 +322,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
-            connection.deadline = now.instant + self.config.timeout;
+            connection.deadline = now.instant + self.timeout;
             // There is no need for another turn where the peer has said nothing more.
             let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;
             connection.action = if done { Action::Read } else { Action::Flush };
@@ -349,22 +345,20 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Ends the connections whose peers have been silent for too long. Activity only moves a deadline; all are looked at
     /// when the soonest may have passed, a few times a second at most.
     fn expire(&mut self, now: Now) {
-        self.look = now.instant + self.config.timeout;
+        self.look = now.instant + self.timeout;
         for key in 0..self.connections.capacity() {
-            match self.connections.get_mut(key) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.action == Action::Deliver || connection.scheduled {
                 // It is not the peer who keeps us waiting.
-                Some(connection) if connection.action == Action::Deliver || connection.scheduled => {
-                    connection.deadline = now.instant + self.config.timeout;
+                connection.deadline = now.instant + self.timeout;
+            } else if connection.deadline > now.instant {
+                self.look = self.look.min(connection.deadline);
+            } else {
+                if connection.action != Action::Close && connection.replies.is_empty() {
+                    connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
+                    let _ = connection.flush(&mut self.buffers);
                 }
-                Some(connection) if connection.deadline > now.instant => self.look = self.look.min(connection.deadline),
-                Some(connection) => {
-                    if connection.action != Action::Close && connection.replies.is_empty() {
-                        connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
-                        let _ = connection.flush(&mut self.buffers);
-                    }
-                    self.close(key, "timeout");
-                }
-                None => {}
+                self.close(key, "timeout");
             }
         }
         self.look = self.look.max(now.instant + LOOKS_APART);
@@ -380,7 +374,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
             None => debug!("session={name} closed reason={reason} stored={stored}"),
         }
-        connection.session.end(&mut self.spare);
+        connection.session.end_transaction(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             self.buffers.take_back(buffer);
         }

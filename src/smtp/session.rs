@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
+use arrayvec::ArrayString;
 use itoa::Buffer;
 use memchr::memchr;
 
@@ -19,7 +20,9 @@ pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
 pub const REPLIES_OCTETS_MAX: usize = 4096;
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
-/// How much spare memory of each kind is kept.
+/// More than the longest name, of 255 octets, and an address.
+const ORIGIN_OCTETS_MAX: usize = 320;
+/// Spare transactions that are kept.
 const KEPT_MAX: usize = 128;
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
 const KEPT_OCTETS_MAX: usize = 4096;
@@ -82,14 +85,10 @@ pub struct Turn<'a> {
     pub content: &'a mut Vec<u8>,
 }
 
-/// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
+/// Memory that transactions left behind, so that messages allocate none once the server is warm.
 #[derive(Debug, Default)]
-pub struct Spare {
-    /// Boxed, as sessions have them: most sessions have none.
-    #[allow(clippy::vec_box)]
-    transactions: Vec<Box<Transaction>>,
-    origins: Vec<String>,
-}
+#[allow(clippy::vec_box)] // as sessions have them, most of which have none
+pub struct Spare(Vec<Box<Transaction>>);
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +187,7 @@ enum Phase {
     Closed,
 }
 
-/// The state of one connection. Idle it owns nothing on the heap but its `origin`.
+/// The state of one connection. Idle it owns nothing on the heap.
 #[derive(Debug)]
 pub struct Session {
     /// Its number, as the log names it.
@@ -198,12 +197,11 @@ pub struct Session {
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, and its address; empty before it said anything.
-    origin: String,
+    origin: ArrayString<ORIGIN_OCTETS_MAX>,
     transaction: Option<Box<Transaction>>,
     transactions: u32,
     logged_in: bool,
-    /// Reads the text of messages. It knows whether a CR has come from this peer, also in a command: until then it is a
-    /// person or a script that ends lines with LF.
+    /// Reads the text of messages, and looks at commands, too: a peer that never sent a CR may end lines with LF.
     decoder: DataDecoder,
     hint: Option<&'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
@@ -221,7 +219,7 @@ impl Session {
             peer,
             phase: Phase::Command,
             hello: None,
-            origin: String::new(),
+            origin: ArrayString::new_const(),
             transaction: None,
             transactions: 0,
             logged_in: false,
@@ -254,8 +252,7 @@ impl Session {
         matches!(self.phase, Phase::Chunk { .. }) || self.transaction().is_some_and(|it| it.begun)
     }
 
-    /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
-    /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
+    /// One word that tells an administrator why the session went wrong, such as `lf-dot` or `auth-required-by-client`.
     pub fn hint(&self) -> Option<&'static str> {
         if self.decoder.lf_dot { Some("lf-dot") } else { self.hint }
     }
@@ -291,7 +288,7 @@ impl Session {
         }
     }
 
-    /// Whether LMTP is spoken, in which each recipient has a reply, and mail, of its own.
+    /// Whether LMTP is spoken.
     pub const fn is_lmtp(&self) -> bool {
         matches!(self.dialect, Dialect::Lmtp)
     }
@@ -310,14 +307,6 @@ impl Session {
         };
         self.phase = Phase::Answering { left: if lmtp { transaction.recipients } else { 1 }, failure };
         self.answer(spare, replies);
-    }
-
-    /// Forgets the session's own memory, for another session to use again.
-    pub fn end(&mut self, spare: &mut Spare) {
-        self.end_transaction(spare);
-        if self.origin.capacity() > 0 && spare.origins.len() < KEPT_MAX {
-            spare.origins.push(std::mem::take(&mut self.origin));
-        }
     }
 
     /// Writes as many of the final replies as there is room for.
@@ -454,13 +443,11 @@ impl Session {
 
     fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let Turn { settings, replies, .. } = turn;
-        if self.is_lmtp() != (hello == Hello::Lhlo) {
-            // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
-            return Err(Reply::UNRECOGNIZED);
-        }
+        // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
+        refuse_if(self.is_lmtp() != (hello == Hello::Lhlo), Reply::UNRECOGNIZED)?;
         self.hello = Some(hello);
         self.abort_transaction(turn.spare);
-        self.introduce(name, turn.spare);
+        self.introduce(name);
         let code = if hello == Hello::Helo { "250 " } else { "250-" };
         let (before, behind) = if name.is_empty() { ("(", ")") } else { ("", "") };
         append(replies, &[code, &settings.hostname, " Hello ", before, &self.origin, behind]);
@@ -480,14 +467,13 @@ impl Session {
     }
 
     /// Notes who the peer is, under a name that it gave.
-    fn introduce(&mut self, name: &str, spare: &mut Spare) {
-        if self.origin.capacity() == 0 {
-            self.origin = spare.origins.pop().unwrap_or_default();
-        }
+    fn introduce(&mut self, name: &str) {
         self.origin.clear();
         // In a header the name is data of a stranger: what has a meaning there is replaced.
         let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
-        self.origin.extend(name.chars().map(|octet| if harmless(octet) { octet } else { '?' }));
+        for octet in name.chars() {
+            let _ = self.origin.write_char(if harmless(octet) { octet } else { '?' });
+        }
         let peer = self.peer;
         let _ = if name.is_empty() { write!(self.origin, "{peer}") } else { write!(self.origin, " ({peer})") };
     }
@@ -497,21 +483,19 @@ impl Session {
         let path = reverse_path.as_str();
         let size = parameters.size.unwrap_or(0);
         let hello_missing = (settings.strict || self.is_lmtp()) && self.hello.is_none();
-        refuse_if(&[
-            (self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE),
-            (settings.transactions_max.is_some_and(|most| self.transactions >= most), Reply::TOO_MANY_TRANSACTIONS),
-            (!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED),
-            (size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
-            (turn.storage.is_ok_and(|room| room < size.max(1)), Reply::STORAGE_FULL),
-        ])?;
-        turn.storage?;
-        let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
+        let spent = settings.transactions_max.is_some_and(|most| self.transactions >= most);
+        refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
+        refuse_if(spent, Reply::TOO_MANY_TRANSACTIONS)?;
+        refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
+        refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
+        refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
+        let mut transaction = turn.spare.0.pop().unwrap_or_default();
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.paths.extend([path, "\n"]);
         transaction.reverse_path_octets = path.len();
         self.transaction = Some(transaction);
         if self.origin.is_empty() {
-            self.introduce("", turn.spare);
+            self.introduce("");
         }
         self.transactions = self.transactions.saturating_add(1);
         // Whoever goes on without a login did not insist on one.
@@ -529,15 +513,13 @@ impl Session {
         let paths = transaction.paths.len() - 1 - transaction.recipients;
         let octets = paths + transaction.destinations.len() + path.len();
         let full = transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max;
-        let unannounced = !transaction.smtp_utf8 && !path.is_ascii();
-        refuse_if(&[(full, Reply::TOO_MANY_RECIPIENTS), (unannounced, Reply::UTF8_NOT_ANNOUNCED)])?;
+        refuse_if(full, Reply::TOO_MANY_RECIPIENTS)?;
+        refuse_if(!transaction.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
         let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
         let destinations_count = transaction.destinations_count;
-        let mut found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
-        if transaction.destinations_count > settings.destinations_max {
-            found = Err(Reply::TOO_MANY_RECIPIENTS.0);
-        }
-        if let Err(line) = found {
+        let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
+        let fits = refuse_if(transaction.destinations_count > settings.destinations_max, Reply::TOO_MANY_RECIPIENTS);
+        if let Err(line) = fits.map_err(<&str>::from).and(found) {
             transaction.destinations.truncate(destinations);
             transaction.destinations_count = destinations_count;
             transaction.shares.truncate(shares);
@@ -565,12 +547,9 @@ impl Session {
     fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<Reply, Reply> {
         let lmtp = self.is_lmtp();
         let transaction = self.open_transaction()?;
-        if transaction.recipients == 0 {
-            if !transaction.addressed || lmtp {
-                return Err(Reply::NO_RECIPIENTS);
-            }
-            transaction.failure = Some(Reply::NO_VALID_RECIPIENTS);
-        }
+        let nobody = transaction.recipients == 0;
+        refuse_if(nobody && (lmtp || !transaction.addressed), Reply::NO_RECIPIENTS)?;
+        transaction.failure = nobody.then_some(Reply::NO_VALID_RECIPIENTS);
         self.begin_message(Framing::Dot, turn);
         self.phase = Phase::Data;
         Ok(Reply::START_MAIL_INPUT)
@@ -640,11 +619,9 @@ impl Session {
     fn check_message(&mut self, settings: &Settings) -> Option<Reply> {
         let transaction = self.transaction.as_deref_mut()?;
         if transaction.failure.is_none() {
-            let checked = refuse_if(&[
-                (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
-                (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
-                (settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE),
-            ]);
+            let checked = refuse_if(transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)
+                .and(refuse_if(transaction.header.is_mail_loop(), Reply::MAIL_LOOP))
+                .and(refuse_if(settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE));
             transaction.failure = checked.err();
             self.discard = checked.is_err();
         }
@@ -681,13 +658,9 @@ impl Session {
     /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
         let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
-        if self.logged_in || self.transaction.is_some() {
-            return Err(Reply::BAD_SEQUENCE);
-        }
+        refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;
         let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
-        if !user_name && !mechanism.eq_ignore_ascii_case("PLAIN") {
-            return Err(Reply::MECHANISM_UNKNOWN);
-        }
+        refuse_if(!user_name && !mechanism.eq_ignore_ascii_case("PLAIN"), Reply::MECHANISM_UNKNOWN)?;
         self.phase = Phase::Login { user_name };
         Ok(match initial_response {
             Some(response) => self.login(user_name, response.as_bytes()),
@@ -717,17 +690,18 @@ impl Session {
         self.end_transaction(spare);
     }
 
-    fn end_transaction(&mut self, spare: &mut Spare) {
+    /// Ends the transaction; its memory is for others to use again.
+    pub fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
         let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
         let octets =
             paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
-        if octets <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
+        if octets <= KEPT_OCTETS_MAX && spare.0.len() < KEPT_MAX {
             paths.clear();
             destinations.clear();
             shares.clear();
             *transaction = Transaction { paths, destinations, shares, ..Transaction::default() };
-            spare.transactions.push(transaction);
+            spare.0.push(transaction);
         }
     }
 }
@@ -741,9 +715,8 @@ fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
     })
 }
 
-/// Refuses with the reply of the first condition that is met.
-fn refuse_if(conditions: &[(bool, Reply)]) -> Result<(), Reply> {
-    conditions.iter().find(|(met, _)| *met).map_or(Ok(()), |&(_, reply)| Err(reply))
+fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
+    if condition { Err(reply) } else { Ok(()) }
 }
 
 /// Whether one more reply surely fits.
