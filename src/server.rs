@@ -22,14 +22,12 @@ use crate::smtp::trace::{MessageIds, Peer};
 /// How long looks at all deadlines are apart at least, so how exact these are.
 const LOOKS_APART: Duration = Duration::from_millis(250);
 
-/// What a socket is ready for, as an event said.
+/// What a socket is ready for, as an event said: `ending` when the peer closed its side, or the connection broke.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readiness {
-    /// Octets may be there, or the end of them.
     pub readable: bool,
-    /// Octets may be sent.
     pub writable: bool,
-    /// The peer closed its side, or the connection broke.
     pub ending: bool,
 }
 
@@ -408,11 +406,10 @@ fn log_outcome(session: &Session, outcome: Outcome, line: &mut String) {
 
 /// Appends text of a stranger, in quotes and with escapes; few have any to be escaped.
 fn append_quoted(line: &mut String, key: &str, text: &str) {
-    line.push_str(key);
     let is_plain = |octet| matches!(octet, b' '..=b'~') & (octet != b'"') & (octet != b'\\');
     if text.bytes().fold(true, |plain, octet| plain & is_plain(octet)) {
-        line.extend(["\"", text, "\""]);
+        line.extend([key, "\"", text, "\""]);
     } else {
-        let _ = write!(line, "{text:?}");
+        let _ = write!(line, "{key}{text:?}");
     }
 }

@@ -20,8 +20,6 @@ pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
 pub const REPLIES_OCTETS_MAX: usize = 4096;
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
-/// More than the longest name, of 255 octets, and an address.
-const ORIGIN_OCTETS_MAX: usize = 320;
 /// Spare transactions that are kept.
 const KEPT_MAX: usize = 128;
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
@@ -50,7 +48,6 @@ pub struct Settings {
     pub envelope_octets_max: usize,
     /// Transactions of one connection; `None` for any number (RFC 9422 MAILMAX).
     pub transactions_max: Option<u32>,
-    /// Whether the RFC is kept to the letter.
     pub strict: bool,
     /// Whether a message with a lone CR or LF is refused at its true end. Else they become a space or a line end.
     pub reject_bare_newline: bool,
@@ -192,12 +189,13 @@ enum Phase {
 pub struct Session {
     /// Its number, as the log names it.
     pub id: u64,
-    dialect: Dialect,
+    /// Whether LMTP is spoken.
+    pub lmtp: bool,
     peer: Peer,
     phase: Phase,
     hello: Option<Hello>,
-    /// As trace lines have it: the name that the peer gave, and its address; empty before it said anything.
-    origin: ArrayString<ORIGIN_OCTETS_MAX>,
+    /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
+    origin: ArrayString<320>,
     transaction: Option<Box<Transaction>>,
     transactions: u32,
     logged_in: bool,
@@ -215,7 +213,7 @@ impl Session {
     pub const fn new(id: u64, dialect: Dialect, peer: Peer, settings: &Settings) -> Self {
         Self {
             id,
-            dialect,
+            lmtp: matches!(dialect, Dialect::Lmtp),
             peer,
             phase: Phase::Command,
             hello: None,
@@ -232,7 +230,7 @@ impl Session {
 
     /// Writes the greeting (RFC 5321 4.3.1).
     pub fn greet(&self, settings: &Settings, date: &str, replies: &mut Vec<u8>) {
-        let protocol = if self.is_lmtp() { " LMTP" } else { " ESMTP" };
+        let protocol = if self.lmtp { " LMTP" } else { " ESMTP" };
         append(replies, &["220 ", &settings.hostname, protocol, " mailchute ready; ", date, "\r\n"]);
     }
 
@@ -288,14 +286,8 @@ impl Session {
         }
     }
 
-    /// Whether LMTP is spoken.
-    pub const fn is_lmtp(&self) -> bool {
-        matches!(self.dialect, Dialect::Lmtp)
-    }
-
     /// Hears what became of the message that was given away with [`Action::Deliver`].
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        let lmtp = self.is_lmtp();
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         let failure = match outcome {
             Outcome::Stored => None,
@@ -305,7 +297,7 @@ impl Session {
                 return shares.for_each(|(.., failure)| *failure = Some(reply));
             }
         };
-        self.phase = Phase::Answering { left: if lmtp { transaction.recipients } else { 1 }, failure };
+        self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients } else { 1 }, failure };
         self.answer(spare, replies);
     }
 
@@ -360,13 +352,10 @@ impl Session {
         line.len()
     }
 
-    /// Applies one command: writes its reply, or returns the one that refuses it. `behind` is what came with the command
-    /// in the same octets.
+    /// Applies one command: writes its reply, or returns that which refuses it. `behind` came in the same octets.
     fn command(&mut self, command: Command<'_>, behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
-        if matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset) {
-            self.text_may_follow = false;
-        }
+        self.text_may_follow &= !matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset);
         // What may have others behind it in a group (RFC 2920 3.1); that must have been offered.
         let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
         let may_be_followed = match command {
@@ -419,11 +408,9 @@ impl Session {
             self.hint = Some(hint);
             return self.close(reply);
         }
-        if self.text_may_follow {
-            return self.close(Reply::TEXT_NOT_COMMANDS);
-        }
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
+            _ if self.text_may_follow => return self.close(Reply::TEXT_NOT_COMMANDS),
             (b"BDAT", _) if behind.is_empty() => return self.close(reply),
             (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, turn),
             (b"RCPT", Some(transaction)) => transaction.addressed = true,
@@ -444,14 +431,13 @@ impl Session {
     fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let Turn { settings, replies, .. } = turn;
         // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
-        refuse_if(self.is_lmtp() != (hello == Hello::Lhlo), Reply::UNRECOGNIZED)?;
+        refuse_if(self.lmtp != (hello == Hello::Lhlo), Reply::UNRECOGNIZED)?;
         self.hello = Some(hello);
         self.abort_transaction(turn.spare);
         self.introduce(name);
         let code = if hello == Hello::Helo { "250 " } else { "250-" };
-        let (before, behind) = if name.is_empty() { ("(", ")") } else { ("", "") };
-        append(replies, &[code, &settings.hostname, " Hello ", before, &self.origin, behind]);
-        append(replies, &[", pleased to meet you\r\n"]);
+        let (before, behind) = if name.is_empty() { (" Hello (", ")") } else { (" Hello ", "") };
+        append(replies, &[code, &settings.hostname, before, &self.origin, behind, ", pleased to meet you\r\n"]);
         if hello == Hello::Helo {
             return Ok(());
         }
@@ -472,17 +458,17 @@ impl Session {
         // In a header the name is data of a stranger: what has a meaning there is replaced.
         let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
         for octet in name.chars() {
-            let _ = self.origin.write_char(if harmless(octet) { octet } else { '?' });
+            let _ = self.origin.try_push(if harmless(octet) { octet } else { '?' });
         }
-        let peer = self.peer;
-        let _ = if name.is_empty() { write!(self.origin, "{peer}") } else { write!(self.origin, " ({peer})") };
+        let (before, behind) = if name.is_empty() { ("", "") } else { (" (", ")") };
+        let _ = write!(self.origin, "{before}{}{behind}", self.peer);
     }
 
     fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let path = reverse_path.as_str();
         let size = parameters.size.unwrap_or(0);
-        let hello_missing = (settings.strict || self.is_lmtp()) && self.hello.is_none();
+        let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
         let spent = settings.transactions_max.is_some_and(|most| self.transactions >= most);
         refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
         refuse_if(spent, Reply::TOO_MANY_TRANSACTIONS)?;
@@ -545,7 +531,7 @@ impl Session {
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
     fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<Reply, Reply> {
-        let lmtp = self.is_lmtp();
+        let lmtp = self.lmtp;
         let transaction = self.open_transaction()?;
         let nobody = transaction.recipients == 0;
         refuse_if(nobody && (lmtp || !transaction.addressed), Reply::NO_RECIPIENTS)?;
@@ -577,10 +563,10 @@ impl Session {
             }
         }
         let utf8 = if transaction.smtp_utf8 { "UTF8" } else { "" };
-        let protocol = match self.dialect {
-            Dialect::Lmtp => "LMTP",
-            Dialect::Smtp if utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) => "ESMTP",
-            Dialect::Smtp => "SMTP",
+        let protocol = match utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) {
+            _ if self.lmtp => "LMTP",
+            true => "ESMTP",
+            false => "SMTP",
         };
         let login = if self.logged_in { "A" } else { "" };
         append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
