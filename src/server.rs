@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use log::{Level, debug, info, log_enabled};
+use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
@@ -367,11 +367,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
+        let hint = connection.session.hint();
+        let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
         let (name, stored) = (connection.session.id, connection.stored);
-        match connection.session.hint() {
-            Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
-            None => debug!("session={name} closed reason={reason} stored={stored}"),
-        }
+        log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint}");
         connection.session.end_transaction(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             self.buffers.take_back(buffer);
