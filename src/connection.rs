@@ -1,6 +1,6 @@
 //! One connection: a transport, its session, and what waits between the two.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;
 
 use crate::config::SMALL_OCTETS;
@@ -20,11 +20,10 @@ pub struct Connection<T> {
     /// its way to the store, and with `Close` it ends as soon as its replies are sent.
     pub(crate) action: Action,
     pub(crate) ready: Readiness,
-    /// Replies that the socket has not taken yet.
+    /// Replies that the socket has not taken yet, octets that came and are not used yet, and those of a message that
+    /// are not in its file yet.
     pub(crate) replies: Vec<u8>,
-    /// Octets that came and are not used yet.
     pub(crate) unread: Vec<u8>,
-    /// Octets of a message that are not in its file yet.
     pub(crate) content: Vec<u8>,
     /// The key in the store of the message that is coming in, once it has one.
     pub(crate) delivery: Option<usize>,
@@ -45,13 +44,11 @@ impl<T: Read + Write> Connection<T> {
                 self.ready.readable = count == place.len() || self.ready.ending;
                 Some(count)
             }
-            // It stays readable, and is read in the next turn.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(0),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.ready.readable = false;
-                Some(0)
+            Err(error) => {
+                // Interrupted it stays readable, and is read in the next turn.
+                self.ready.readable = error.kind() == ErrorKind::Interrupted;
+                (self.ready.readable || error.kind() == ErrorKind::WouldBlock).then_some(0)
             }
-            Err(_) => None,
         }
     }
 
@@ -61,7 +58,7 @@ impl<T: Read + Write> Connection<T> {
             let transaction = self.session.transaction();
             let id = transaction.map(|transaction| transaction.id).unwrap_or_default();
             let destinations = transaction.into_iter().flat_map(Transaction::destinations);
-            store.begin(id, key, destinations, self.session.is_lmtp(), now)
+            store.begin(id, key, destinations, self.session.lmtp, now)
         });
         store.append(delivery, &self.content, now);
         self.content.clear();
@@ -79,7 +76,7 @@ impl<T: Read + Write> Connection<T> {
     /// Says `reply`, to end when it is sent.
     pub(crate) fn dismiss(&mut self, reply: Reply, buffers: &mut Buffers) {
         buffers.lend(&mut self.replies, SMALL_OCTETS);
-        self.session.close(reply, &mut self.replies);
+        self.session.close(reply).write(&mut self.replies);
         self.action = Action::Close;
     }
 
@@ -88,10 +85,10 @@ impl<T: Read + Write> Connection<T> {
         let mut sent = 0;
         while self.ready.writable && sent < self.replies.len() {
             match self.transport.write(&self.replies[sent..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => sent += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.ready.writable = false,
                 Err(error) => return Err(error),
             }
         }

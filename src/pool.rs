@@ -27,16 +27,15 @@ impl Buffers {
 
     /// Takes the memory of `buffer` back, if it has some; what grew is not kept.
     pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
-        let octets = buffer.capacity();
+        let mut buffer = std::mem::take(buffer);
         buffer.clear();
-        if octets > SMALL_OCTETS {
+        if buffer.capacity() > SMALL_OCTETS {
             self.blocks_lent = self.blocks_lent.saturating_sub(1);
         }
-        match octets {
-            0 => {}
-            SMALL_OCTETS if self.small.len() < SMALL_KEPT_MAX => self.small.push(std::mem::take(buffer)),
-            BLOCK_OCTETS => self.blocks.push(std::mem::take(buffer)),
-            _ => *buffer = Vec::new(),
+        match buffer.capacity() {
+            SMALL_OCTETS if self.small.len() < SMALL_KEPT_MAX => self.small.push(buffer),
+            BLOCK_OCTETS => self.blocks.push(buffer),
+            _ => {}
         }
     }
 }
