@@ -16,10 +16,12 @@ use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
-/// Room for replies. Commands are not parsed while less than [`REPLY_OCTETS_MAX`] of it is left.
+/// Room for replies.
 pub const REPLIES_OCTETS_MAX: usize = 4096;
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
+/// With more than that no other reply may fit, so no command is parsed.
+const REPLIES_FULL: usize = REPLIES_OCTETS_MAX - REPLY_OCTETS_MAX;
 /// Spare transactions that are kept.
 const KEPT_MAX: usize = 128;
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
@@ -83,9 +85,8 @@ pub struct Turn<'a> {
 }
 
 /// Memory that transactions left behind, so that messages allocate none once the server is warm.
-#[derive(Debug, Default)]
 #[allow(clippy::vec_box)] // as sessions have them, most of which have none
-pub struct Spare(Vec<Box<Transaction>>);
+pub type Spare = Vec<Box<Transaction>>;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,7 +267,7 @@ impl Session {
             let rest = input.get(used..).unwrap_or_default();
             match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
-                _ if !has_room(turn.replies) => return (used, Action::Flush),
+                _ if turn.replies.len() > REPLIES_FULL => return (used, Action::Flush),
                 Phase::Delivering => return (used, Action::Deliver),
                 Phase::Answering { .. } => self.answer(turn.spare, turn.replies),
                 Phase::Chunk { left: 0, last, announced } => self.end_chunk(last, announced, turn),
@@ -303,7 +304,7 @@ impl Session {
 
     /// Writes as many of the final replies as there is room for.
     fn answer(&mut self, spare: &mut Spare, replies: &mut Vec<u8>) {
-        while let (Phase::Answering { left, failure }, true) = (self.phase, has_room(replies)) {
+        while let (Phase::Answering { left, failure }, true) = (self.phase, replies.len() <= REPLIES_FULL) {
             let Some(Transaction { id, recipients, shares, .. }) = self.transaction() else { return };
             let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
             match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
@@ -320,6 +321,7 @@ impl Session {
 
     /// One line from the peer: a command, part of a login, or the rest of a line that was too long. Returns how many
     /// octets it used, 0 where the line has not all come.
+    #[inline(never)] // the smaller code
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
@@ -390,11 +392,7 @@ impl Session {
             }
             Command::Vrfy => Reply::CANNOT_VERIFY,
             Command::Help => Reply::HELP,
-            Command::Auth(argument) if settings.accept_any_login => self.auth(argument, settings)?,
-            Command::Auth(_) => {
-                self.hint = Some("auth-required-by-client");
-                Reply::NOT_IMPLEMENTED
-            }
+            Command::Auth(argument) => self.auth(argument, settings)?,
             Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
         };
         reply.write(turn.replies);
@@ -475,11 +473,10 @@ impl Session {
         refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
         refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
         refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
-        let mut transaction = turn.spare.0.pop().unwrap_or_default();
+        let transaction = self.transaction.insert(turn.spare.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.paths.extend([path, "\n"]);
         transaction.reverse_path_octets = path.len();
-        self.transaction = Some(transaction);
         if self.origin.is_empty() {
             self.introduce("");
         }
@@ -641,8 +638,10 @@ impl Session {
         }
     }
 
-    /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
+    /// AUTH, and if it is offered any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
+        self.hint = (!settings.accept_any_login).then_some("auth-required-by-client");
+        refuse_if(!settings.accept_any_login, Reply::NOT_IMPLEMENTED)?;
         let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
         refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;
         let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
@@ -682,12 +681,12 @@ impl Session {
         let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
         let octets =
             paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
-        if octets <= KEPT_OCTETS_MAX && spare.0.len() < KEPT_MAX {
+        if octets <= KEPT_OCTETS_MAX && spare.len() < KEPT_MAX {
             paths.clear();
             destinations.clear();
             shares.clear();
             *transaction = Transaction { paths, destinations, shares, ..Transaction::default() };
-            spare.0.push(transaction);
+            spare.push(transaction);
         }
     }
 }
@@ -703,11 +702,6 @@ fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
 
 fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
     if condition { Err(reply) } else { Ok(()) }
-}
-
-/// Whether one more reply surely fits.
-fn has_room(replies: &[u8]) -> bool {
-    replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX
 }
 
 /// Whether `text` is base64 (RFC 4648 4); `=` alone is the empty response of RFC 4954.
