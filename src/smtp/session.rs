@@ -129,7 +129,6 @@ pub struct Transaction {
     pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
     addressed: bool,
-    /// Whether addresses may be UTF-8 (RFC 6531).
     smtp_utf8: bool,
     /// The message's id, blank before its data begin.
     pub id: MessageId,
@@ -169,10 +168,9 @@ impl Transaction {
     }
 }
 
-/// What the next octets are: a command, the rest of a command line that was too long, text of a message up to its end,
-/// octets of a BDAT chunk (RFC 3030), or in base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
-/// None are read while the message is on its way to the store, nor before so many recipients are answered, in LMTP each
-/// of them: that it failed for all, or what its shares say.
+/// What the next octets are: a command, the rest of one that was too long, text of a message, octets of a BDAT chunk
+/// (RFC 3030), or in base64 (RFC 4954) a user name or what ends a login. None are read while the message is on its way to
+/// the store, nor before so many recipients are answered: that it failed for all, or what their shares say.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Command,
@@ -356,7 +354,6 @@ impl Session {
 
     /// Applies one command: writes its reply, or returns that which refuses it. `behind` came in the same octets.
     fn command(&mut self, command: Command<'_>, behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
-        let settings = turn.settings;
         self.text_may_follow &= !matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset);
         // What may have others behind it in a group (RFC 2920 3.1); that must have been offered.
         let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
@@ -365,7 +362,7 @@ impl Session {
             Command::Mail(..) | Command::Rcpt(_) | Command::Rset | Command::Help | Command::StartTls => offered,
             _ => false,
         };
-        if settings.strict && !behind.is_empty() && !may_be_followed {
+        if turn.settings.strict && !behind.is_empty() && !may_be_followed {
             return Err(self.close(Reply::EARLY_TALK));
         }
         let reply = match command {
@@ -386,13 +383,13 @@ impl Session {
             }
             Command::Noop => Reply::OK,
             Command::Quit => {
-                append(turn.replies, &["221 2.0.0 ", &settings.hostname, " closing connection\r\n"]);
+                append(turn.replies, &["221 2.0.0 ", &turn.settings.hostname, " closing connection\r\n"]);
                 self.phase = Phase::Closed;
                 return Ok(());
             }
             Command::Vrfy => Reply::CANNOT_VERIFY,
             Command::Help => Reply::HELP,
-            Command::Auth(argument) => self.auth(argument, settings)?,
+            Command::Auth(argument) => self.auth(argument, turn.settings)?,
             Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
         };
         reply.write(turn.replies);
@@ -467,9 +464,8 @@ impl Session {
         let path = reverse_path.as_str();
         let size = parameters.size.unwrap_or(0);
         let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
-        let spent = settings.transactions_max.is_some_and(|most| self.transactions >= most);
         refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
-        refuse_if(spent, Reply::TOO_MANY_TRANSACTIONS)?;
+        refuse_if(settings.transactions_max.is_some_and(|max| self.transactions >= max), Reply::TOO_MANY_TRANSACTIONS)?;
         refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
         refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
         refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
@@ -560,14 +556,12 @@ impl Session {
             }
         }
         let utf8 = if transaction.smtp_utf8 { "UTF8" } else { "" };
-        let protocol = match utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) {
-            _ if self.lmtp => "LMTP",
-            true => "ESMTP",
-            false => "SMTP",
-        };
+        let extended = !self.lmtp && utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo));
+        let extended = if extended { "E" } else { "" };
+        let protocol = if self.lmtp { "LMTP" } else { "SMTP" };
         let login = if self.logged_in { "A" } else { "" };
         append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
-        append(content, &[" with ", utf8, protocol, login, " id ", transaction.id.as_str()]);
+        append(content, &[" with ", utf8, extended, protocol, login, " id ", transaction.id.as_str()]);
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
             append(content, &[line_end, "\tfor <", forward_path, ">"]);
