@@ -9,10 +9,9 @@ use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
-use crate::connection::Connection;
+use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
-use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
@@ -43,7 +42,8 @@ impl<F: FileSystem> Directory for (&mut Recipients, &mut Store<F>, Now) {
 /// The machine: generic over the transport and the disk, so that a simulation runs the same code as a socket.
 pub struct Server<T, F: FileSystem> {
     connections: Slab<Connection<T>>,
-    recipients: Recipients,
+    /// For whom mail is accepted; others may take their place.
+    pub recipients: Recipients,
     /// Those served; none for all.
     networks: Vec<IpNet>,
     store: Store<F>,
@@ -108,11 +108,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Where messages go.
     pub fn store(&mut self) -> &mut Store<F> {
         &mut self.store
-    }
-
-    /// Has mail accepted for other recipients from now on.
-    pub fn set_recipients(&mut self, recipients: Recipients) {
-        self.recipients = recipients;
     }
 
     /// Takes a new connection; its greeting leaves in the next turn.

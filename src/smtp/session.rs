@@ -16,10 +16,12 @@ use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
-/// Room for replies. Commands are not parsed while less than [`REPLY_OCTETS_MAX`] of it is left.
+/// Room for replies.
 pub const REPLIES_OCTETS_MAX: usize = 4096;
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
+/// With more than that no other reply may fit, so no command is parsed.
+const REPLIES_FULL: usize = REPLIES_OCTETS_MAX - REPLY_OCTETS_MAX;
 /// Spare transactions that are kept.
 const KEPT_MAX: usize = 128;
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
@@ -83,9 +85,8 @@ pub struct Turn<'a> {
 }
 
 /// Memory that transactions left behind, so that messages allocate none once the server is warm.
-#[derive(Debug, Default)]
 #[allow(clippy::vec_box)] // as sessions have them, most of which have none
-pub struct Spare(Vec<Box<Transaction>>);
+pub type Spare = Vec<Box<Transaction>>;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,6 @@ pub struct Transaction {
     pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
     addressed: bool,
-    /// Whether addresses may be UTF-8 (RFC 6531).
     smtp_utf8: bool,
     /// The message's id, blank before its data begin.
     pub id: MessageId,
@@ -168,10 +168,9 @@ impl Transaction {
     }
 }
 
-/// What the next octets are: a command, the rest of a command line that was too long, text of a message up to its end,
-/// octets of a BDAT chunk (RFC 3030), or in base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
-/// None are read while the message is on its way to the store, nor before so many recipients are answered, in LMTP each
-/// of them: that it failed for all, or what its shares say.
+/// What the next octets are: a command, the rest of one that was too long, text of a message, octets of a BDAT chunk
+/// (RFC 3030), or in base64 (RFC 4954) a user name or what ends a login. None are read while the message is on its way to
+/// the store, nor before so many recipients are answered: that it failed for all, or what their shares say.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Command,
@@ -266,7 +265,7 @@ impl Session {
             let rest = input.get(used..).unwrap_or_default();
             match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
-                _ if !has_room(turn.replies) => return (used, Action::Flush),
+                _ if turn.replies.len() > REPLIES_FULL => return (used, Action::Flush),
                 Phase::Delivering => return (used, Action::Deliver),
                 Phase::Answering { .. } => self.answer(turn.spare, turn.replies),
                 Phase::Chunk { left: 0, last, announced } => self.end_chunk(last, announced, turn),
@@ -303,7 +302,7 @@ impl Session {
 
     /// Writes as many of the final replies as there is room for.
     fn answer(&mut self, spare: &mut Spare, replies: &mut Vec<u8>) {
-        while let (Phase::Answering { left, failure }, true) = (self.phase, has_room(replies)) {
+        while let (Phase::Answering { left, failure }, true) = (self.phase, replies.len() <= REPLIES_FULL) {
             let Some(Transaction { id, recipients, shares, .. }) = self.transaction() else { return };
             let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
             match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
@@ -320,6 +319,7 @@ impl Session {
 
     /// One line from the peer: a command, part of a login, or the rest of a line that was too long. Returns how many
     /// octets it used, 0 where the line has not all come.
+    #[inline(never)] // the smaller code
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
@@ -354,7 +354,6 @@ impl Session {
 
     /// Applies one command: writes its reply, or returns that which refuses it. `behind` came in the same octets.
     fn command(&mut self, command: Command<'_>, behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
-        let settings = turn.settings;
         self.text_may_follow &= !matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset);
         // What may have others behind it in a group (RFC 2920 3.1); that must have been offered.
         let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
@@ -363,7 +362,7 @@ impl Session {
             Command::Mail(..) | Command::Rcpt(_) | Command::Rset | Command::Help | Command::StartTls => offered,
             _ => false,
         };
-        if settings.strict && !behind.is_empty() && !may_be_followed {
+        if turn.settings.strict && !behind.is_empty() && !may_be_followed {
             return Err(self.close(Reply::EARLY_TALK));
         }
         let reply = match command {
@@ -384,17 +383,13 @@ impl Session {
             }
             Command::Noop => Reply::OK,
             Command::Quit => {
-                append(turn.replies, &["221 2.0.0 ", &settings.hostname, " closing connection\r\n"]);
+                append(turn.replies, &["221 2.0.0 ", &turn.settings.hostname, " closing connection\r\n"]);
                 self.phase = Phase::Closed;
                 return Ok(());
             }
             Command::Vrfy => Reply::CANNOT_VERIFY,
             Command::Help => Reply::HELP,
-            Command::Auth(argument) if settings.accept_any_login => self.auth(argument, settings)?,
-            Command::Auth(_) => {
-                self.hint = Some("auth-required-by-client");
-                Reply::NOT_IMPLEMENTED
-            }
+            Command::Auth(argument) => self.auth(argument, turn.settings)?,
             Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
         };
         reply.write(turn.replies);
@@ -469,17 +464,15 @@ impl Session {
         let path = reverse_path.as_str();
         let size = parameters.size.unwrap_or(0);
         let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
-        let spent = settings.transactions_max.is_some_and(|most| self.transactions >= most);
         refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
-        refuse_if(spent, Reply::TOO_MANY_TRANSACTIONS)?;
+        refuse_if(settings.transactions_max.is_some_and(|max| self.transactions >= max), Reply::TOO_MANY_TRANSACTIONS)?;
         refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
         refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
         refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
-        let mut transaction = turn.spare.0.pop().unwrap_or_default();
+        let transaction = self.transaction.insert(turn.spare.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.paths.extend([path, "\n"]);
         transaction.reverse_path_octets = path.len();
-        self.transaction = Some(transaction);
         if self.origin.is_empty() {
             self.introduce("");
         }
@@ -563,14 +556,12 @@ impl Session {
             }
         }
         let utf8 = if transaction.smtp_utf8 { "UTF8" } else { "" };
-        let protocol = match utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) {
-            _ if self.lmtp => "LMTP",
-            true => "ESMTP",
-            false => "SMTP",
-        };
+        let extended = !self.lmtp && utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo));
+        let extended = if extended { "E" } else { "" };
+        let protocol = if self.lmtp { "LMTP" } else { "SMTP" };
         let login = if self.logged_in { "A" } else { "" };
         append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
-        append(content, &[" with ", utf8, protocol, login, " id ", transaction.id.as_str()]);
+        append(content, &[" with ", utf8, extended, protocol, login, " id ", transaction.id.as_str()]);
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
             append(content, &[line_end, "\tfor <", forward_path, ">"]);
@@ -641,8 +632,10 @@ impl Session {
         }
     }
 
-    /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
+    /// AUTH, and if it is offered any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
+        self.hint = (!settings.accept_any_login).then_some("auth-required-by-client");
+        refuse_if(!settings.accept_any_login, Reply::NOT_IMPLEMENTED)?;
         let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
         refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;
         let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
@@ -682,12 +675,12 @@ impl Session {
         let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
         let octets =
             paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
-        if octets <= KEPT_OCTETS_MAX && spare.0.len() < KEPT_MAX {
+        if octets <= KEPT_OCTETS_MAX && spare.len() < KEPT_MAX {
             paths.clear();
             destinations.clear();
             shares.clear();
             *transaction = Transaction { paths, destinations, shares, ..Transaction::default() };
-            spare.0.push(transaction);
+            spare.push(transaction);
         }
     }
 }
@@ -703,11 +696,6 @@ fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
 
 fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
     if condition { Err(reply) } else { Ok(()) }
-}
-
-/// Whether one more reply surely fits.
-fn has_room(replies: &[u8]) -> bool {
-    replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX
 }
 
 /// Whether `text` is base64 (RFC 4648 4); `=` alone is the empty response of RFC 4954.

@@ -86,12 +86,11 @@ impl MessageId {
     }
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection: a host on the network, or by a Unix socket a process on this machine.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A host on the network.
     Address(IpAddr),
-    /// A process on this machine, by a Unix socket.
     Local,
 }
 
