@@ -1,15 +1,17 @@
-//! One connection: a transport, its session, and what waits between the two.
+//! One connection: a transport, its session, and what waits between the two, in buffers that are lent.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;
 
-use crate::config::SMALL_OCTETS;
+use crate::config::{BLOCK_OCTETS, SMALL_OCTETS};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
-use crate::pool::Buffers;
 use crate::server::Readiness;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Session, Transaction};
+
+/// Small buffers that are kept for the next peer that needs one.
+const SMALL_KEPT_MAX: usize = 128;
 
 /// What is kept for each peer, with a transport that never blocks. Idle it is this and nothing on the heap.
 #[derive(Debug)]
@@ -20,11 +22,10 @@ pub struct Connection<T> {
     /// its way to the store, and with `Close` it ends as soon as its replies are sent.
     pub(crate) action: Action,
     pub(crate) ready: Readiness,
-    /// Replies that the socket has not taken yet.
+    /// Replies that the socket has not taken yet, octets that came and are not used yet, and those of a message that
+    /// are not in its file yet.
     pub(crate) replies: Vec<u8>,
-    /// Octets that came and are not used yet.
     pub(crate) unread: Vec<u8>,
-    /// Octets of a message that are not in its file yet.
     pub(crate) content: Vec<u8>,
     /// The key in the store of the message that is coming in, once it has one.
     pub(crate) delivery: Option<usize>,
@@ -45,13 +46,11 @@ impl<T: Read + Write> Connection<T> {
                 self.ready.readable = count == place.len() || self.ready.ending;
                 Some(count)
             }
-            // It stays readable, and is read in the next turn.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(0),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.ready.readable = false;
-                Some(0)
+            Err(error) => {
+                // Interrupted it stays readable, and is read in the next turn.
+                self.ready.readable = error.kind() == ErrorKind::Interrupted;
+                (self.ready.readable || error.kind() == ErrorKind::WouldBlock).then_some(0)
             }
-            Err(_) => None,
         }
     }
 
@@ -61,7 +60,7 @@ impl<T: Read + Write> Connection<T> {
             let transaction = self.session.transaction();
             let id = transaction.map(|transaction| transaction.id).unwrap_or_default();
             let destinations = transaction.into_iter().flat_map(Transaction::destinations);
-            store.begin(id, key, destinations, self.session.is_lmtp(), now)
+            store.begin(id, key, destinations, self.session.lmtp, now)
         });
         store.append(delivery, &self.content, now);
         self.content.clear();
@@ -79,7 +78,7 @@ impl<T: Read + Write> Connection<T> {
     /// Says `reply`, to end when it is sent.
     pub(crate) fn dismiss(&mut self, reply: Reply, buffers: &mut Buffers) {
         buffers.lend(&mut self.replies, SMALL_OCTETS);
-        self.session.close(reply, &mut self.replies);
+        self.session.close(reply).write(&mut self.replies);
         self.action = Action::Close;
     }
 
@@ -88,10 +87,10 @@ impl<T: Read + Write> Connection<T> {
         let mut sent = 0;
         while self.ready.writable && sent < self.replies.len() {
             match self.transport.write(&self.replies[sent..]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => sent += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.ready.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.ready.writable = false,
                 Err(error) => return Err(error),
             }
         }
@@ -100,5 +99,40 @@ impl<T: Read + Write> Connection<T> {
             buffers.take_back(&mut self.replies);
         }
         Ok(self.replies.is_empty())
+    }
+}
+
+/// Lends buffers of two sizes, blocks and small ones, and keeps those that came back.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    blocks: Vec<Vec<u8>>,
+    small: Vec<Vec<u8>>,
+    /// Blocks that are lent; how many may be is for the borrower to ask first.
+    pub blocks_lent: usize,
+}
+
+impl Buffers {
+    /// Gives `buffer` room for so many octets, if it has none.
+    pub fn lend(&mut self, buffer: &mut Vec<u8>, octets: usize) {
+        if buffer.capacity() == 0 && octets <= SMALL_OCTETS {
+            *buffer = self.small.pop().unwrap_or_else(|| Vec::with_capacity(SMALL_OCTETS));
+        } else if buffer.capacity() == 0 {
+            self.blocks_lent += 1;
+            *buffer = self.blocks.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_OCTETS));
+        }
+    }
+
+    /// Takes the memory of `buffer` back, if it has some; what grew is not kept.
+    pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
+        let mut buffer = std::mem::take(buffer);
+        buffer.clear();
+        if buffer.capacity() > SMALL_OCTETS {
+            self.blocks_lent = self.blocks_lent.saturating_sub(1);
+        }
+        match buffer.capacity() {
+            SMALL_OCTETS if self.small.len() < SMALL_KEPT_MAX => self.small.push(buffer),
+            BLOCK_OCTETS => self.blocks.push(buffer),
+            _ => {}
+        }
     }
 }

@@ -231,7 +231,7 @@ impl EventLoop {
         match Recipients::load(&self.config) {
             Ok(recipients) => {
                 info!("the table of recipients is read again");
-                self.server.set_recipients(recipients);
+                self.server.recipients = recipients;
             }
             Err(problem) => error!("{problem}; the recipients stay as they were"),
         }

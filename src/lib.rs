@@ -6,7 +6,6 @@ pub mod delivery;
 pub mod event_loop;
 pub mod fs;
 pub mod maildir;
-pub mod pool;
 pub mod recipients;
 pub mod server;
 pub mod smtp;

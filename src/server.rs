@@ -5,14 +5,13 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use log::{Level, debug, info, log_enabled};
+use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
-use crate::connection::Connection;
+use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
-use crate::pool::Buffers;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
@@ -22,35 +21,29 @@ use crate::smtp::trace::{MessageIds, Peer};
 /// How long looks at all deadlines are apart at least, so how exact these are.
 const LOOKS_APART: Duration = Duration::from_millis(250);
 
-/// What a socket is ready for, as an event said.
+/// What a socket is ready for, as an event said: `ending` when the peer closed its side, or the connection broke.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readiness {
-    /// Octets may be there, or the end of them.
     pub readable: bool,
-    /// Octets may be sent.
     pub writable: bool,
-    /// The peer closed its side, or the connection broke.
     pub ending: bool,
 }
 
 /// What a session asks of recipients: the table and the Maildirs that there are.
-struct Lookup<'a, F: FileSystem> {
-    recipients: &'a mut Recipients,
-    store: &'a mut Store<F>,
-    now: Now,
-}
-
-impl<F: FileSystem> Directory for Lookup<'_, F> {
+impl<F: FileSystem> Directory for (&mut Recipients, &mut Store<F>, Now) {
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
-        let mut exists = |destination: &str, create| self.store.maildirs.accepts(destination, create, self.now);
-        self.recipients.resolve(recipient, &mut exists, take)
+        let (recipients, store, now) = self;
+        let maildirs = &mut store.maildirs;
+        recipients.resolve(recipient, &mut |destination, create| maildirs.accepts(destination, create, *now), take)
     }
 }
 
 /// The machine: generic over the transport and the disk, so that a simulation runs the same code as a socket.
 pub struct Server<T, F: FileSystem> {
     connections: Slab<Connection<T>>,
-    recipients: Recipients,
+    /// For whom mail is accepted; others may take their place.
+    pub recipients: Recipients,
     /// Those served; none for all.
     networks: Vec<IpNet>,
     store: Store<F>,
@@ -117,11 +110,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         &mut self.store
     }
 
-    /// Has mail accepted for other recipients from now on.
-    pub fn set_recipients(&mut self, recipients: Recipients) {
-        self.recipients = recipients;
-    }
-
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
@@ -139,11 +127,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             scheduled: false,
             stored: 0,
         };
-        let served = match peer {
-            Peer::Address(address) => self.networks.iter().any(|network| network.contains(&address)),
-            Peer::Local => true,
-        };
-        if !served && !self.networks.is_empty() {
+        let served = |address| self.networks.is_empty() || self.networks.iter().any(|them| them.contains(address));
+        if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
         } else if self.connections.len() >= self.connections_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
@@ -158,8 +143,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         key
     }
 
-    /// Notes what an event said of a connection. Keys of connections that ended are ignored, as are events that say
-    /// nothing new.
+    /// Notes what an event said of a connection; of one that ended it is ignored.
     pub fn mark(&mut self, key: usize, readiness: Readiness) {
         let Some(Connection { ready, .. }) = self.connections.get_mut(key) else { return };
         ready.readable |= readiness.readable || readiness.ending;
@@ -183,8 +167,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         self.connections.is_empty() && self.store.is_idle()
     }
 
-    /// How long until there is something to do without an event: a peer has been silent for too long, or leftovers
-    /// are to be looked for.
+    /// How long until there is something to do without an event: deadlines to be looked at, or Maildirs.
     pub fn next_deadline(&self, now: Instant) -> Duration {
         self.look.saturating_duration_since(now).min(self.store.sweeper.rest(now))
     }
@@ -293,7 +276,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             ids: &mut self.ids,
             spare: &mut self.spare,
             storage: self.store.storage(now),
-            directory: &mut Lookup { recipients: &mut self.recipients, store: &mut self.store, now },
+            directory: &mut (&mut self.recipients, &mut self.store, now),
             more: connection.ready.readable && !connection.ready.ending,
             replies: &mut connection.replies,
             content: &mut connection.content,
@@ -358,20 +341,18 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn expire(&mut self, now: Now) {
         self.look = now.instant + self.timeout;
         for key in 0..self.connections.capacity() {
-            match self.connections.get_mut(key) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            if connection.action == Action::Deliver || connection.scheduled {
                 // It is not the peer who keeps us waiting.
-                Some(connection) if connection.action == Action::Deliver || connection.scheduled => {
-                    connection.deadline = now.instant + self.timeout;
+                connection.deadline = now.instant + self.timeout;
+            } else if connection.deadline > now.instant {
+                self.look = self.look.min(connection.deadline);
+            } else {
+                if connection.action != Action::Close && connection.replies.is_empty() {
+                    connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
+                    let _ = connection.flush(&mut self.buffers);
                 }
-                Some(connection) if connection.deadline > now.instant => self.look = self.look.min(connection.deadline),
-                Some(connection) => {
-                    if connection.action != Action::Close && connection.replies.is_empty() {
-                        connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
-                        let _ = connection.flush(&mut self.buffers);
-                    }
-                    self.close(key, "timeout");
-                }
-                None => {}
+                self.close(key, "timeout");
             }
         }
         self.look = self.look.max(now.instant + LOOKS_APART);
@@ -382,12 +363,11 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
+        let hint = connection.session.hint();
+        let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
         let (name, stored) = (connection.session.id, connection.stored);
-        match connection.session.hint() {
-            Some(hint) => info!("session={name} closed reason={reason} stored={stored} hint={hint}"),
-            None => debug!("session={name} closed reason={reason} stored={stored}"),
-        }
-        connection.session.end(&mut self.spare);
+        log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint}");
+        connection.session.end_transaction(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             self.buffers.take_back(buffer);
         }
@@ -421,11 +401,10 @@ fn log_outcome(session: &Session, outcome: Outcome, line: &mut String) {
 
 /// Appends text of a stranger, in quotes and with escapes; few have any to be escaped.
 fn append_quoted(line: &mut String, key: &str, text: &str) {
-    line.push_str(key);
     let is_plain = |octet| matches!(octet, b' '..=b'~') & (octet != b'"') & (octet != b'\\');
     if text.bytes().fold(true, |plain, octet| plain & is_plain(octet)) {
-        line.extend(["\"", text, "\""]);
+        line.extend([key, "\"", text, "\""]);
     } else {
-        let _ = write!(line, "{text:?}");
+        let _ = write!(line, "{key}{text:?}");
     }
 }

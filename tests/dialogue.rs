@@ -707,9 +707,9 @@ fn ended_by_the_server() {
         let mut driver = Driver::new("strict");
         let mut replies = Vec::new();
         if early {
-            driver.session.close(Reply::EARLY_TALK, &mut replies);
+            driver.session.close(Reply::EARLY_TALK).write(&mut replies);
         } else {
-            driver.session.close(reply, &mut replies);
+            driver.session.close(reply).write(&mut replies);
         }
         assert_eq!(replies, format!("{}\r\n", reply.0).into_bytes());
         driver.receive(b"EHLO x\r\n");

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
+use arrayvec::ArrayString;
 use itoa::Buffer;
 use memchr::memchr;
 
@@ -15,26 +16,29 @@ use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
-
-/// Room for replies. Commands are not parsed while less than [`REPLY_OCTETS_MAX`] of it is left.
+/// Room for replies.
 pub const REPLIES_OCTETS_MAX: usize = 4096;
-
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
+/// With more than that no other reply may fit, so no command is parsed.
+const REPLIES_FULL: usize = REPLIES_OCTETS_MAX - REPLY_OCTETS_MAX;
+/// Spare transactions that are kept.
+const KEPT_MAX: usize = 128;
+/// Octets that a spare transaction may have room for; those of a long list of recipients go back.
+const KEPT_OCTETS_MAX: usize = 4096;
 
-/// Which protocol a listener speaks.
+/// Which protocol a listener speaks. In LMTP (RFC 2033) each recipient has a reply of its own at the end of data.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// RFC 5321.
     Smtp,
-    /// RFC 2033: LHLO, and one reply for each recipient at the end of data.
     Lmtp,
 }
 
 /// What all sessions of a server have in common.
+#[allow(missing_docs)] // of what the name says
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our own name, in the greeting and in trace lines.
     pub hostname: String,
     /// Octets of the largest message, as RFC 1870 counts them.
     pub message_octets_max: u64,
@@ -46,11 +50,9 @@ pub struct Settings {
     pub envelope_octets_max: usize,
     /// Transactions of one connection; `None` for any number (RFC 9422 MAILMAX).
     pub transactions_max: Option<u32>,
-    /// Whether the RFC is kept to the letter.
     pub strict: bool,
     /// Whether a message with a lone CR or LF is refused at its true end. Else they become a space or a line end.
     pub reject_bare_newline: bool,
-    /// How line ends are stored.
     pub line_end: LineEnd,
     /// Whether AUTH is offered, and any name and password taken.
     pub accept_any_login: bool,
@@ -58,25 +60,19 @@ pub struct Settings {
 
 /// Who knows for whom mail is, and where it goes.
 pub trait Directory {
-    /// Gives the destinations of a recipient to `take`, each a name of a mailbox that the session does not look into;
-    /// none for mail that is dropped.
-    ///
-    /// # Errors
-    /// The reply that refuses it: one line, without its CRLF.
+    /// Gives the destinations of a recipient to `take`, names of mailboxes; none for mail that is dropped. Its error is
+    /// the reply that refuses the recipient: one line, without its CRLF.
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str>;
 }
 
 /// What a session borrows from its server while it works.
+#[allow(missing_docs)] // of what the type says
 pub struct Turn<'a> {
-    /// Common to all sessions.
     pub settings: &'a Settings,
     /// The wall clock, read once a turn.
     pub now: SystemTime,
-    /// Gives each message its id.
     pub ids: &'a mut MessageIds,
-    /// Memory of ended sessions and transactions, to be used again.
     pub spare: &'a mut Spare,
-    /// Who knows the recipients.
     pub directory: &'a mut dyn Directory,
     /// Octets of the largest message that the disk has room for, or why it takes none.
     pub storage: Result<u64, Reply>,
@@ -88,20 +84,9 @@ pub struct Turn<'a> {
     pub content: &'a mut Vec<u8>,
 }
 
-/// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
-#[derive(Debug, Default)]
-pub struct Spare {
-    /// Boxed, as sessions have them: most sessions have none.
-    #[allow(clippy::vec_box)]
-    transactions: Vec<Box<Transaction>>,
-    origins: Vec<String>,
-}
-
-/// How much spare memory of each kind is kept.
-const KEPT_MAX: usize = 128;
-
-/// Octets that a spare transaction may have room for; those of a long list of recipients go back.
-const KEPT_OCTETS_MAX: usize = 4096;
+/// Memory that transactions left behind, so that messages allocate none once the server is warm.
+#[allow(clippy::vec_box)] // as sessions have them, most of which have none
+pub type Spare = Vec<Box<Transaction>>;
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +129,6 @@ pub struct Transaction {
     pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
     addressed: bool,
-    /// Whether addresses may be UTF-8 (RFC 6531).
     smtp_utf8: bool,
     /// The message's id, blank before its data begin.
     pub id: MessageId,
@@ -184,50 +168,37 @@ impl Transaction {
     }
 }
 
-/// What the next octets are.
+/// What the next octets are: a command, the rest of one that was too long, text of a message, octets of a BDAT chunk
+/// (RFC 3030), or in base64 (RFC 4954) a user name or what ends a login. None are read while the message is on its way to
+/// the store, nor before so many recipients are answered: that it failed for all, or what their shares say.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Command,
-    /// The rest of a command line that was too long.
     LongLine,
-    /// The text of a message, up to its end.
     Data,
-    /// Octets of a BDAT chunk (RFC 3030).
-    Chunk {
-        left: u64,
-        last: bool,
-        announced: u64,
-    },
-    /// In base64 (RFC 4954) a user name, or else what ends a login: a password, or both.
-    Login {
-        user_name: bool,
-    },
-    /// Nothing: the message is on its way to the store.
+    Chunk { left: u64, last: bool, announced: u64 },
+    Login { user_name: bool },
     Delivering,
-    /// Nothing before so many recipients are answered, in LMTP each of them: that it failed for all, or what its shares say.
-    Answering {
-        left: usize,
-        failure: Option<Reply>,
-    },
+    Answering { left: usize, failure: Option<Reply> },
     Closed,
 }
 
-/// The state of one connection. Idle it owns nothing on the heap but its `origin`.
+/// The state of one connection. Idle it owns nothing on the heap.
 #[derive(Debug)]
 pub struct Session {
     /// Its number, as the log names it.
     pub id: u64,
-    dialect: Dialect,
+    /// Whether LMTP is spoken.
+    pub lmtp: bool,
     peer: Peer,
     phase: Phase,
     hello: Option<Hello>,
-    /// As trace lines have it: the name that the peer gave, and its address; empty before it said anything.
-    origin: String,
+    /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
+    origin: ArrayString<320>,
     transaction: Option<Box<Transaction>>,
     transactions: u32,
     logged_in: bool,
-    /// Reads the text of messages. It knows whether a CR has come from this peer, also in a command: until then it is a
-    /// person or a script that ends lines with LF.
+    /// Reads the text of messages, and looks at commands, too: a peer that never sent a CR may end lines with LF.
     decoder: DataDecoder,
     hint: Option<&'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
@@ -241,11 +212,11 @@ impl Session {
     pub const fn new(id: u64, dialect: Dialect, peer: Peer, settings: &Settings) -> Self {
         Self {
             id,
-            dialect,
+            lmtp: matches!(dialect, Dialect::Lmtp),
             peer,
             phase: Phase::Command,
             hello: None,
-            origin: String::new(),
+            origin: ArrayString::new_const(),
             transaction: None,
             transactions: 0,
             logged_in: false,
@@ -258,13 +229,14 @@ impl Session {
 
     /// Writes the greeting (RFC 5321 4.3.1).
     pub fn greet(&self, settings: &Settings, date: &str, replies: &mut Vec<u8>) {
-        let protocol = if self.is_lmtp() { " LMTP" } else { " ESMTP" };
+        let protocol = if self.lmtp { " LMTP" } else { " ESMTP" };
         append(replies, &["220 ", &settings.hostname, protocol, " mailchute ready; ", date, "\r\n"]);
     }
 
-    /// Ends the session with a reply of our own accord, such as 421, or 554 to a peer that spoke before the greeting.
-    pub fn close(&mut self, reply: Reply, replies: &mut Vec<u8>) {
-        self.turn_away(reply).write(replies);
+    /// Has the session end with `reply`, which is to be written.
+    pub const fn close(&mut self, reply: Reply) -> Reply {
+        self.phase = Phase::Closed;
+        reply
     }
 
     /// The transaction under way.
@@ -277,8 +249,7 @@ impl Session {
         matches!(self.phase, Phase::Chunk { .. }) || self.transaction().is_some_and(|it| it.begun)
     }
 
-    /// One word that tells an administrator why a session went wrong: `lf-dot` for a message whose last line is a dot
-    /// with wrong line ends, `tls-on-plain`, `http`, `auth-required-by-client`.
+    /// One word that tells an administrator why the session went wrong, such as `lf-dot` or `auth-required-by-client`.
     pub fn hint(&self) -> Option<&'static str> {
         if self.decoder.lf_dot { Some("lf-dot") } else { self.hint }
     }
@@ -294,7 +265,7 @@ impl Session {
             let rest = input.get(used..).unwrap_or_default();
             match self.phase {
                 Phase::Closed => return (input.len(), Action::Close),
-                _ if !has_room(turn.replies) => return (used, Action::Flush),
+                _ if turn.replies.len() > REPLIES_FULL => return (used, Action::Flush),
                 Phase::Delivering => return (used, Action::Deliver),
                 Phase::Answering { .. } => self.answer(turn.spare, turn.replies),
                 Phase::Chunk { left: 0, last, announced } => self.end_chunk(last, announced, turn),
@@ -314,14 +285,8 @@ impl Session {
         }
     }
 
-    /// Whether LMTP is spoken, in which each recipient has a reply, and mail, of its own.
-    pub const fn is_lmtp(&self) -> bool {
-        matches!(self.dialect, Dialect::Lmtp)
-    }
-
     /// Hears what became of the message that was given away with [`Action::Deliver`].
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
-        let lmtp = self.is_lmtp();
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         let failure = match outcome {
             Outcome::Stored => None,
@@ -331,21 +296,13 @@ impl Session {
                 return shares.for_each(|(.., failure)| *failure = Some(reply));
             }
         };
-        self.phase = Phase::Answering { left: if lmtp { transaction.recipients } else { 1 }, failure };
+        self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients } else { 1 }, failure };
         self.answer(spare, replies);
-    }
-
-    /// Forgets the session's own memory, for another session to use again.
-    pub fn end(&mut self, spare: &mut Spare) {
-        self.end_transaction(spare);
-        if self.origin.capacity() > 0 && spare.origins.len() < KEPT_MAX {
-            spare.origins.push(std::mem::take(&mut self.origin));
-        }
     }
 
     /// Writes as many of the final replies as there is room for.
     fn answer(&mut self, spare: &mut Spare, replies: &mut Vec<u8>) {
-        while let (Phase::Answering { left, failure }, true) = (self.phase, has_room(replies)) {
+        while let (Phase::Answering { left, failure }, true) = (self.phase, replies.len() <= REPLIES_FULL) {
             let Some(Transaction { id, recipients, shares, .. }) = self.transaction() else { return };
             let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
             match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
@@ -362,6 +319,7 @@ impl Session {
 
     /// One line from the peer: a command, part of a login, or the rest of a line that was too long. Returns how many
     /// octets it used, 0 where the line has not all come.
+    #[inline(never)] // the smaller code
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
@@ -387,29 +345,16 @@ impl Session {
             }
             _ => Command::parse(text, syntax),
         };
-        let refusal = match command {
-            Ok(command) => self.command(command, behind, turn).err(),
-            Err(reply) => Some(self.refuse_line(reply, text, behind, turn)),
-        };
-        if let Some(reply) = refusal {
+        let command = command.map_err(|reply| self.refuse_line(reply, text, behind, turn));
+        if let Err(reply) = command.and_then(|command| self.command(command, behind, turn)) {
             reply.write(turn.replies);
         }
         line.len()
     }
 
-    /// Has the session end with `reply`.
-    const fn turn_away(&mut self, reply: Reply) -> Reply {
-        self.phase = Phase::Closed;
-        reply
-    }
-
-    /// Applies one command: writes its reply, or returns the one that refuses it. `behind` is what came with the command
-    /// in the same octets.
+    /// Applies one command: writes its reply, or returns that which refuses it. `behind` came in the same octets.
     fn command(&mut self, command: Command<'_>, behind: &[u8], turn: &mut Turn<'_>) -> Result<(), Reply> {
-        let settings = turn.settings;
-        if matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset) {
-            self.text_may_follow = false;
-        }
+        self.text_may_follow &= !matches!(command, Command::Hello(..) | Command::Mail(..) | Command::Rset);
         // What may have others behind it in a group (RFC 2920 3.1); that must have been offered.
         let offered = matches!(self.hello, Some(Hello::Ehlo | Hello::Lhlo));
         let may_be_followed = match command {
@@ -417,8 +362,8 @@ impl Session {
             Command::Mail(..) | Command::Rcpt(_) | Command::Rset | Command::Help | Command::StartTls => offered,
             _ => false,
         };
-        if settings.strict && !behind.is_empty() && !may_be_followed {
-            return Err(self.turn_away(Reply::EARLY_TALK));
+        if turn.settings.strict && !behind.is_empty() && !may_be_followed {
+            return Err(self.close(Reply::EARLY_TALK));
         }
         let reply = match command {
             Command::Hello(hello, name) => return self.hello(hello, name, turn),
@@ -438,17 +383,13 @@ impl Session {
             }
             Command::Noop => Reply::OK,
             Command::Quit => {
-                append(turn.replies, &["221 2.0.0 ", &settings.hostname, " closing connection\r\n"]);
+                append(turn.replies, &["221 2.0.0 ", &turn.settings.hostname, " closing connection\r\n"]);
                 self.phase = Phase::Closed;
                 return Ok(());
             }
             Command::Vrfy => Reply::CANNOT_VERIFY,
             Command::Help => Reply::HELP,
-            Command::Auth(argument) if settings.accept_any_login => self.auth(argument, settings)?,
-            Command::Auth(_) => {
-                self.hint = Some("auth-required-by-client");
-                Reply::NOT_IMPLEMENTED
-            }
+            Command::Auth(argument) => self.auth(argument, turn.settings)?,
             Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
         };
         reply.write(turn.replies);
@@ -460,14 +401,12 @@ impl Session {
     fn refuse_line(&mut self, reply: Reply, line: &[u8], behind: &[u8], turn: &Turn<'_>) -> Reply {
         if let Some((reply, hint)) = foreign(line) {
             self.hint = Some(hint);
-            return self.turn_away(reply);
-        }
-        if self.text_may_follow {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS);
+            return self.close(reply);
         }
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
-            (b"BDAT", _) if behind.is_empty() => return self.turn_away(reply),
+            _ if self.text_may_follow => return self.close(Reply::TEXT_NOT_COMMANDS),
+            (b"BDAT", _) if behind.is_empty() => return self.close(reply),
             (b"DATA" | b"BDAT", _) => return self.refuse_text(reply, behind, turn),
             (b"RCPT", Some(transaction)) => transaction.addressed = true,
             _ => {}
@@ -478,7 +417,7 @@ impl Session {
     /// Refuses a message whose text may be on its way already: if octets wait behind the command, they are that text.
     fn refuse_text(&mut self, reply: Reply, behind: &[u8], turn: &Turn<'_>) -> Reply {
         if turn.more || !behind.is_empty() {
-            return self.turn_away(Reply::TEXT_NOT_COMMANDS);
+            return self.close(Reply::TEXT_NOT_COMMANDS);
         }
         self.text_may_follow = true;
         reply
@@ -486,17 +425,14 @@ impl Session {
 
     fn hello(&mut self, hello: Hello, name: &str, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let Turn { settings, replies, .. } = turn;
-        if self.is_lmtp() != (hello == Hello::Lhlo) {
-            // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
-            return Err(Reply::UNRECOGNIZED);
-        }
+        // RFC 2033 4.1: HELO and EHLO do not exist in LMTP, nor LHLO in SMTP.
+        refuse_if(self.lmtp != (hello == Hello::Lhlo), Reply::UNRECOGNIZED)?;
         self.hello = Some(hello);
         self.abort_transaction(turn.spare);
-        self.introduce(name, turn.spare);
+        self.introduce(name);
         let code = if hello == Hello::Helo { "250 " } else { "250-" };
-        let (before, behind) = if name.is_empty() { ("(", ")") } else { ("", "") };
-        append(replies, &[code, &settings.hostname, " Hello ", before, &self.origin, behind]);
-        append(replies, &[", pleased to meet you\r\n"]);
+        let (before, behind) = if name.is_empty() { (" Hello (", ")") } else { (" Hello ", "") };
+        append(replies, &[code, &settings.hostname, before, &self.origin, behind, ", pleased to meet you\r\n"]);
         if hello == Hello::Helo {
             return Ok(());
         }
@@ -512,45 +448,33 @@ impl Session {
     }
 
     /// Notes who the peer is, under a name that it gave.
-    fn introduce(&mut self, name: &str, spare: &mut Spare) {
-        if self.origin.capacity() == 0 {
-            self.origin = spare.origins.pop().unwrap_or_default();
-        }
+    fn introduce(&mut self, name: &str) {
         self.origin.clear();
         // In a header the name is data of a stranger: what has a meaning there is replaced.
         let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
-        self.origin.extend(name.chars().map(|octet| if harmless(octet) { octet } else { '?' }));
-        let peer = self.peer;
-        let _ = if name.is_empty() { write!(self.origin, "{peer}") } else { write!(self.origin, " ({peer})") };
+        for octet in name.chars() {
+            let _ = self.origin.try_push(if harmless(octet) { octet } else { '?' });
+        }
+        let (before, behind) = if name.is_empty() { ("", "") } else { (" (", ")") };
+        let _ = write!(self.origin, "{before}{}{behind}", self.peer);
     }
 
     fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let path = reverse_path.as_str();
-        if self.transaction.is_some() || (settings.strict || self.is_lmtp()) && self.hello.is_none() {
-            return Err(Reply::BAD_SEQUENCE);
-        }
-        if settings.transactions_max.is_some_and(|most| self.transactions >= most) {
-            return Err(Reply::TOO_MANY_TRANSACTIONS);
-        }
-        if !parameters.smtp_utf8 && !path.is_ascii() {
-            return Err(Reply::UTF8_NOT_ANNOUNCED);
-        }
         let size = parameters.size.unwrap_or(0);
-        if size > settings.message_octets_max {
-            return Err(Reply::MESSAGE_TOO_LARGE);
-        }
-        let room = turn.storage?;
-        if room == 0 || size > room {
-            return Err(Reply::STORAGE_FULL);
-        }
-        let mut transaction = turn.spare.transactions.pop().unwrap_or_default();
+        let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
+        refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
+        refuse_if(settings.transactions_max.is_some_and(|max| self.transactions >= max), Reply::TOO_MANY_TRANSACTIONS)?;
+        refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
+        refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
+        refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
+        let transaction = self.transaction.insert(turn.spare.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.paths.extend([path, "\n"]);
         transaction.reverse_path_octets = path.len();
-        self.transaction = Some(transaction);
         if self.origin.is_empty() {
-            self.introduce("", turn.spare);
+            self.introduce("");
         }
         self.transactions = self.transactions.saturating_add(1);
         // Whoever goes on without a login did not insist on one.
@@ -567,19 +491,14 @@ impl Session {
         // Without the line feeds behind the paths.
         let paths = transaction.paths.len() - 1 - transaction.recipients;
         let octets = paths + transaction.destinations.len() + path.len();
-        if transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max {
-            return Err(Reply::TOO_MANY_RECIPIENTS);
-        }
-        if !transaction.smtp_utf8 && !path.is_ascii() {
-            return Err(Reply::UTF8_NOT_ANNOUNCED);
-        }
+        let full = transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max;
+        refuse_if(full, Reply::TOO_MANY_RECIPIENTS)?;
+        refuse_if(!transaction.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
         let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
         let destinations_count = transaction.destinations_count;
-        let mut found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
-        if transaction.destinations_count > settings.destinations_max {
-            found = Err(Reply::TOO_MANY_RECIPIENTS.0);
-        }
-        if let Err(line) = found {
+        let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
+        let fits = refuse_if(transaction.destinations_count > settings.destinations_max, Reply::TOO_MANY_RECIPIENTS);
+        if let Err(line) = fits.map_err(<&str>::from).and(found) {
             transaction.destinations.truncate(destinations);
             transaction.destinations_count = destinations_count;
             transaction.shares.truncate(shares);
@@ -605,14 +524,11 @@ impl Session {
     /// DATA: takes the text where somebody is to have it, and also where all recipients were refused, because a
     /// client that does not read replies sends it all the same, and text must never run as commands.
     fn begin_data(&mut self, turn: &mut Turn<'_>) -> Result<Reply, Reply> {
-        let lmtp = self.is_lmtp();
+        let lmtp = self.lmtp;
         let transaction = self.open_transaction()?;
-        if transaction.recipients == 0 {
-            if !transaction.addressed || lmtp {
-                return Err(Reply::NO_RECIPIENTS);
-            }
-            transaction.failure = Some(Reply::NO_VALID_RECIPIENTS);
-        }
+        let nobody = transaction.recipients == 0;
+        refuse_if(nobody && (lmtp || !transaction.addressed), Reply::NO_RECIPIENTS)?;
+        transaction.failure = nobody.then_some(Reply::NO_VALID_RECIPIENTS);
         self.begin_message(Framing::Dot, turn);
         self.phase = Phase::Data;
         Ok(Reply::START_MAIL_INPUT)
@@ -640,14 +556,12 @@ impl Session {
             }
         }
         let utf8 = if transaction.smtp_utf8 { "UTF8" } else { "" };
-        let protocol = match self.dialect {
-            Dialect::Lmtp => "LMTP",
-            Dialect::Smtp if utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo)) => "ESMTP",
-            Dialect::Smtp => "SMTP",
-        };
+        let extended = !self.lmtp && utf8.is_empty() && (self.logged_in || self.hello == Some(Hello::Ehlo));
+        let extended = if extended { "E" } else { "" };
+        let protocol = if self.lmtp { "LMTP" } else { "SMTP" };
         let login = if self.logged_in { "A" } else { "" };
         append(content, &["Received: from ", &self.origin, line_end, "\tby ", &settings.hostname]);
-        append(content, &[" with ", utf8, protocol, login, " id ", transaction.id.as_str()]);
+        append(content, &[" with ", utf8, extended, protocol, login, " id ", transaction.id.as_str()]);
         // Of several, it would tell each of the others.
         for forward_path in transaction.forward_paths().filter(|_| transaction.recipients == 1) {
             append(content, &[line_end, "\tfor <", forward_path, ">"]);
@@ -682,13 +596,11 @@ impl Session {
     fn check_message(&mut self, settings: &Settings) -> Option<Reply> {
         let transaction = self.transaction.as_deref_mut()?;
         if transaction.failure.is_none() {
-            let faults = [
-                (transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE),
-                (transaction.header.is_mail_loop(), Reply::MAIL_LOOP),
-                (settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE),
-            ];
-            transaction.failure = faults.into_iter().find_map(|(found, reply)| found.then_some(reply));
-            self.discard = transaction.failure.is_some();
+            let checked = refuse_if(transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)
+                .and(refuse_if(transaction.header.is_mail_loop(), Reply::MAIL_LOOP))
+                .and(refuse_if(settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE));
+            transaction.failure = checked.err();
+            self.discard = checked.is_err();
         }
         transaction.failure
     }
@@ -716,22 +628,18 @@ impl Session {
             }
             Some(_) if last => self.end_message(turn),
             Some(Transaction { failure: Some(failure), .. }) => failure.write(turn.replies),
-            Some(_) => {
-                append(turn.replies, &["250 2.0.0 ", Buffer::new().format(announced), " octets received\r\n"]);
-            }
+            Some(_) => append(turn.replies, &["250 2.0.0 ", Buffer::new().format(announced), " octets received\r\n"]),
         }
     }
 
-    /// AUTH where any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
+    /// AUTH, and if it is offered any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
+        self.hint = (!settings.accept_any_login).then_some("auth-required-by-client");
+        refuse_if(!settings.accept_any_login, Reply::NOT_IMPLEMENTED)?;
         let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
-        if self.logged_in || self.transaction.is_some() {
-            return Err(Reply::BAD_SEQUENCE);
-        }
+        refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;
         let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
-        if !user_name && !mechanism.eq_ignore_ascii_case("PLAIN") {
-            return Err(Reply::MECHANISM_UNKNOWN);
-        }
+        refuse_if(!user_name && !mechanism.eq_ignore_ascii_case("PLAIN"), Reply::MECHANISM_UNKNOWN)?;
         self.phase = Phase::Login { user_name };
         Ok(match initial_response {
             Some(response) => self.login(user_name, response.as_bytes()),
@@ -761,17 +669,18 @@ impl Session {
         self.end_transaction(spare);
     }
 
-    fn end_transaction(&mut self, spare: &mut Spare) {
+    /// Ends the transaction; its memory is for others to use again.
+    pub fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
         let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
         let octets =
             paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
-        if octets <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
+        if octets <= KEPT_OCTETS_MAX && spare.len() < KEPT_MAX {
             paths.clear();
             destinations.clear();
             shares.clear();
             *transaction = Transaction { paths, destinations, shares, ..Transaction::default() };
-            spare.transactions.push(transaction);
+            spare.push(transaction);
         }
     }
 }
@@ -785,9 +694,8 @@ fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
     })
 }
 
-/// Whether one more reply surely fits.
-fn has_room(replies: &[u8]) -> bool {
-    replies.len() + REPLY_OCTETS_MAX <= REPLIES_OCTETS_MAX
+fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
+    if condition { Err(reply) } else { Ok(()) }
 }
 
 /// Whether `text` is base64 (RFC 4648 4); `=` alone is the empty response of RFC 4954.

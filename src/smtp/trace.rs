@@ -7,11 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arrayvec::ArrayString;
 use itoa::Buffer;
 
-/// Gives every message of this process an id that no other process, on any host, gives. It also keeps the date.
-///
-/// The id is the middle part of a Maildir unique name: `M` microseconds, `R` 64 random bits drawn at start, `P` process
-/// id, `Q` sequence. The random bits are there because process ids repeat in containers and clocks on boards without a
-/// battery, so that time and process id alone repeat, too.
+/// Gives every message an id that no other process, on any host, gives: the middle part of a Maildir unique name, `M`
+/// microseconds, `R` 64 random bits, `P` process id, `Q` sequence. Without the random bits ids would repeat, as process
+/// ids do in containers and clocks on boards without a battery. It also keeps the date.
 #[derive(Debug)]
 pub struct MessageIds {
     /// What all ids of the process have between their numbers.
@@ -29,7 +27,7 @@ impl MessageIds {
         Self { process, sequence: 0, date: String::new(), date_seconds: u64::MAX }
     }
 
-    /// The next id.
+    /// The id of a message that begins now.
     pub fn next(&mut self, now: SystemTime) -> MessageId {
         self.sequence += 1;
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -88,18 +86,11 @@ impl MessageId {
     }
 }
 
-impl fmt::Display for MessageId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.as_str())
-    }
-}
-
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection: a host on the network, or by a Unix socket a process on this machine.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A peer on the network.
     Address(IpAddr),
-    /// A process on this machine, by a Unix socket.
     Local,
 }
 
