@@ -18,6 +18,8 @@ pub const BLOCK_OCTETS: usize = 64 * 1024;
 pub const BLOCKS_MAX: usize = 64;
 /// Octets that are read from a peer at a time while no block is free.
 pub const SMALL_OCTETS: usize = 4096;
+/// Messages that one connection may have stored in one turn, where nothing is waited for.
+pub const TURN_MESSAGES_MAX: usize = 16;
 /// Reads from one connection in one turn of the loop; one busy peer can't starve the rest.
 pub const TURN_READS_MAX: usize = 4;
 /// Connections taken from one listener in one turn.

@@ -26,6 +26,8 @@ pub struct Connection<T> {
     /// are not in its file yet.
     pub(crate) replies: Vec<u8>,
     pub(crate) unread: Vec<u8>,
+    /// How many of the unread octets were used since.
+    pub(crate) used: usize,
     pub(crate) content: Vec<u8>,
     /// The key in the store of the message that is coming in, once it has one.
     pub(crate) delivery: Option<usize>,

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
-use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_READS_MAX};
+use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_MESSAGES_MAX, TURN_READS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
@@ -121,6 +121,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             ready: Readiness { writable: true, ..Readiness::default() },
             replies: Vec::new(),
             unread: Vec::new(),
+            used: 0,
             content: Vec::new(),
             delivery: None,
             deadline: now.instant + self.timeout,
@@ -192,12 +193,19 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Does all the work that the events since the last turn brought, and sends the replies.
     pub fn turn(&mut self, now: Now) {
         std::mem::swap(&mut self.runnable, &mut self.touched);
-        for index in 0..self.touched.len() {
-            self.receive(self.touched[index], now);
-        }
-        self.store.advance(std::mem::take(&mut self.flushes_ended), now);
-        while let Some((key, outcome)) = self.store.outcome() {
-            self.delivered(key, outcome, now);
+        let mut begun = 0;
+        // Who sent several messages at once goes on with the next, and has all replies in one write.
+        for _ in 0..TURN_MESSAGES_MAX {
+            for index in std::mem::replace(&mut begun, self.touched.len())..self.touched.len() {
+                self.receive(self.touched[index], now);
+            }
+            self.store.advance(std::mem::take(&mut self.flushes_ended), now);
+            while let Some((key, outcome)) = self.store.outcome() {
+                self.delivered(key, outcome, now);
+            }
+            if begun == self.touched.len() {
+                break;
+            }
         }
         if !self.store.is_full() {
             self.runnable.append(&mut self.stalled);
@@ -242,16 +250,20 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 connection.scheduled = true;
                 return self.stalled.push(key);
             }
-            let mut filled = connection.unread.len();
+            let mut filled = 0;
             if hungry {
+                let kept = connection.unread.len() - connection.used;
                 let limit = if self.buffers.blocks_lent < BLOCKS_MAX { BLOCK_OCTETS } else { SMALL_OCTETS };
-                match connection.fill(self.input.get_mut(filled..limit).unwrap_or_default()) {
+                match connection.fill(self.input.get_mut(kept..limit).unwrap_or_default()) {
                     None if connection.replies.is_empty() => return self.close(key, "lost"),
                     // What was said before is answered all the same.
                     None => return connection.action = Action::Close,
                     Some(0) => return,
-                    Some(count) => filled += count,
+                    Some(count) => filled = kept + count,
                 }
+                self.input[..kept].copy_from_slice(&connection.unread[connection.used..]);
+                self.buffers.take_back(&mut connection.unread);
+                connection.used = 0;
                 connection.deadline = now.instant + self.timeout;
             }
             if self.feed(key, filled, now) == Action::Flush {
@@ -260,16 +272,16 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         }
     }
 
-    /// Gives the first `filled` octets of the input to a session, those unread before among them, and does what it says.
+    /// Gives the first `filled` octets of the input to a session, or where there are none what it left unread before, and does
+    /// what it says.
     fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
-        self.input[..connection.unread.len()].copy_from_slice(&connection.unread);
-        self.buffers.take_back(&mut connection.unread);
         self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
         self.buffers.lend(&mut connection.content, BLOCK_OCTETS);
-        if connection.content.len() + filled > BLOCK_OCTETS {
+        if connection.content.len() + filled.max(connection.unread.len()) > BLOCK_OCTETS {
             connection.write(&mut self.store, key, now);
         }
+        let input = if filled > 0 { &self.input[..filled] } else { &connection.unread[connection.used..] };
         let mut turn = Turn {
             settings: &self.settings,
             now: now.wall,
@@ -281,7 +293,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             replies: &mut connection.replies,
             content: &mut connection.content,
         };
-        let (used, action) = connection.session.receive(&self.input[..filled], &mut turn);
+        let (used, action) = connection.session.receive(input, &mut turn);
+        let left = input.len() - used;
         connection.action = action;
         match action {
             Action::Deliver => {
@@ -292,9 +305,14 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             Action::Discard | Action::Close => connection.discard(&mut self.store),
             Action::Read | Action::Flush => {}
         }
-        // There is a block where much is unread: that was asked for before it was read.
-        if used < filled {
-            self.buffers.lend(&mut connection.unread, filled - used);
+        if left == 0 {
+            self.buffers.take_back(&mut connection.unread);
+            connection.used = 0;
+        } else if filled == 0 {
+            connection.used += used;
+        } else {
+            // There is a block where much is unread: that was asked for before it was read.
+            self.buffers.lend(&mut connection.unread, left);
             connection.unread.extend_from_slice(&self.input[used..filled]);
         }
         // What there is of a message waits for the rest in its block, or where none is left in its file.

@@ -36,10 +36,7 @@ pub fn serve(address: SocketAddr, store: Store, many_threads: bool, async_files:
 type Lines = Framed<TcpStream, LinesCodec>;
 
 async fn talk(
-    stream: TcpStream,
-    peer: SocketAddr,
-    store: Arc<Store>,
-    async_files: bool,
+    stream: TcpStream, peer: SocketAddr, store: Arc<Store>, async_files: bool,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     // The codec ends each line in LF alone, so all that is said here has a CR at its end.
     let mut lines = Framed::new(stream, LinesCodec::new());
