@@ -107,12 +107,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whose connections are taken, none for all: without domains or a table private ones, lest others flood it.
+    /// Whose connections are taken, also where mail for any domain is, which others would flood: private ones by default.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
-        if !self.allow_from.is_empty() || !self.domains.is_empty() || self.recipients.is_some() {
-            return self.allow_from.clone();
+        if self.allow_from.is_empty() {
+            return PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect();
         }
-        PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect()
+        self.allow_from.clone()
     }
 }
 

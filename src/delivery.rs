@@ -22,8 +22,8 @@ use crate::sweep::Sweeper;
 pub const FLUSHES_MAX: usize = 128;
 /// Files that are open at once, unless descriptors are fewer; then sessions wait.
 pub const FILES_MAX: usize = 2048;
-/// Descriptors of a Maildir that is open: its three directories, and those that it lies in.
-pub const MAILDIR_DESCRIPTORS: usize = 6;
+/// Descriptors of a Maildir that is open: its three directories, and what they lie in.
+pub const MAILDIR_DESCRIPTORS: usize = 4;
 /// Names that are tried for one message.
 const ATTEMPTS_MAX: u32 = 16;
 /// The destination that is the main Maildir.

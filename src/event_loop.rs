@@ -131,6 +131,8 @@ impl EventLoop {
             // A file size limit is an error of a write, not the end of the process. Nobody reads what this sets.
             signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         }
+        let files_max = share_descriptors(&mut config);
+        config.protocol.destinations_max = (files_max / MAILDIR_DESCRIPTORS).clamp(1, config.protocol.destinations_max);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = listen(&config)?;
         // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
@@ -138,10 +140,7 @@ impl EventLoop {
         let opened = Store::open(Disk::new(config.sync), &config, random);
         let opened = opened.and_then(|mut store| store.prove().map(|()| store));
         let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
-        let files_max = share_descriptors(&mut config.connections_max);
         store.files_max = files_max;
-        let destinations_max = (files_max / MAILDIR_DESCRIPTORS).max(1);
-        config.protocol.destinations_max = config.protocol.destinations_max.min(destinations_max);
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
         watch(&poll, &reloads, RELOADS, Interest::READABLE)?;
@@ -277,14 +276,16 @@ fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -
 }
 
 /// Raises the limit of descriptors as far as connections and files need it, and lowers the number of connections where
-/// that does not suffice. Returns how many files may be open at once.
-fn share_descriptors(connections_max: &mut usize) -> usize {
+/// that does not suffice. Returns how many files may be open at once: more where a message may go to many mailboxes.
+fn share_descriptors(config: &mut Config) -> usize {
+    let connections_max = &mut config.connections_max;
     let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
     let limit = getrlimit(Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX).max(wanted.min(limit.maximum.unwrap_or(wanted)));
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
-    let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(2);
-    let files_max = (room / 4).clamp(1, FILES_MAX);
+    let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(4);
+    let least = room / if config.mailboxes.is_some() || config.recipients.is_some() { 2 } else { 4 };
+    let files_max = room.saturating_sub(*connections_max).clamp(least.min(FILES_MAX), FILES_MAX);
     if *connections_max > room - files_max {
         *connections_max = room - files_max;
         warn!("room for {connections_max} connections only: {current} descriptors may be open, {wanted} are wanted");

@@ -271,8 +271,8 @@ impl<F: FileSystem> Maildirs<F> {
                 above.push(self.fs.open_directory_in(&made, c"..", false)?);
                 made
             }
-            // It is not one mailbox that is missing.
-            Err(error) if device.is_some() && is_missing(&error) => return Err(io::Error::other(error)),
+            // It is not a mailbox that is missing: what an administrator named was there, and may be on a card that was pulled.
+            Err(error) if is_missing(&error) && !(create && below.is_empty()) => return Err(io::Error::other(error)),
             opened => opened?,
         };
         if device.is_some() && device != self.fs.identity(&directory).ok().map(|(device, _)| device) {
@@ -343,7 +343,11 @@ impl<F: FileSystem> Maildirs<F> {
             return;
         };
         self.litter.retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name).is_err());
-        let Ok(space) = self.fs.space(new) else { return };
+        let Ok(mut space) = self.fs.space(new) else { return };
+        if let Some(Ok(directory)) = self.mailboxes.as_ref().map(|(path, _)| self.fs.open_directory(path, false)) {
+            let other = self.fs.space(&directory).ok().filter(|other| other.free < space.free);
+            space = other.unwrap_or(space);
+        }
         let before = self.room;
         let floor = match self.min_free {
             MinFree::Octets(octets) => octets,

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -112,7 +113,10 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "domain" => config.domains.push(domain(text)?.to_owned()),
         "create-mailboxes" => config.create_mailboxes = choice(text, &YES_OR_NO)?,
         "recipients" if !text.is_empty() => config.recipients = Some(value.into()),
-        "subaddress-delimiter" => config.subaddress_delimiter = Some(text.parse().ok()?),
+        "subaddress-delimiter" => {
+            let delimiter = |it: &char| it.is_ascii_punctuation() && !"@%!\"\\".contains(*it);
+            config.subaddress_delimiter = Some(text.parse().ok().filter(delimiter)?);
+        }
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
         "sync" => config.sync = choice(text, &[("always", SyncMode::Always), ("never", SyncMode::Never)])?,
@@ -148,7 +152,14 @@ fn place(value: &str) -> Option<Place> {
 
 /// A network, or one address.
 fn network(value: &str) -> Option<IpNet> {
-    value.parse().ok().or_else(|| value.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+    let network = value.parse().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))?;
+    match (network, network.addr().to_canonical()) {
+        // Peers have no such addresses: they are IPv4's.
+        (IpNet::V6(network), IpAddr::V4(address)) => {
+            IpNet::new(address.into(), network.prefix_len().checked_sub(96)?).ok()
+        }
+        _ => Some(network),
+    }
 }
 
 /// A domain, an address literal, or `*.` and a domain.

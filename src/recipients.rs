@@ -81,9 +81,16 @@ impl Recipients {
         table.one_domain = table.rules.len() == 1 && table.rules.contains_key(&table.own_domain);
         if let Some(file) = &config.recipients {
             let octets = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-            table.read(&octets).map_err(|problem| format!("{}:{problem}", file.display()))?;
+            table
+                .read(&octets, config.protocol.destinations_max)
+                .map_err(|problem| format!("{}:{problem}", file.display()))?;
         }
         Ok(Self { table, ..Self::default() })
+    }
+
+    /// Whether mail is accepted for any domain.
+    pub fn serve_any_domain(&self) -> bool {
+        self.table.any_domain
     }
 
     /// Gives the destinations of a recipient to `take`: none for mail that is dropped, and some perhaps twice. The error is
@@ -201,7 +208,7 @@ impl Table {
     }
 
     /// Reads the table, one rule a line. An error says what is wrong in it, as `line:column: what`.
-    fn read(&mut self, octets: &[u8]) -> Result<(), String> {
+    fn read(&mut self, octets: &[u8], destinations_max: usize) -> Result<(), String> {
         let octets = octets.strip_prefix("\u{feff}".as_bytes()).unwrap_or(octets);
         let text = octets.utf8_chunks().next().map_or("", |chunk| chunk.valid());
         let wrong = |part: &str, what: &str| {
@@ -212,8 +219,8 @@ impl Table {
         if text.len() < octets.len() {
             return Err(wrong(&text[text.len()..], "is followed by what is not UTF-8"));
         }
-        // Addresses that others stand for.
-        let mut aliases = Vec::new();
+        // Addresses that others stand for, and those that stand for others.
+        let (mut aliases, mut names) = (Vec::new(), Vec::new());
         for line in text.lines() {
             let is_comment = |&(at, _): &(usize, &str)| at == 0 || line[..at].ends_with([' ', '\t']);
             let rule = line.match_indices('#').find(is_comment).map_or(line, |(at, _)| &line[..at]).trim();
@@ -237,6 +244,7 @@ impl Table {
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
+            names.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone())));
             let (domain, _) = address.split_once('@').unwrap_or_default();
             if !domain.is_empty() {
                 self.serve(domain);
@@ -249,11 +257,22 @@ impl Table {
             let (domain, _) = address.split_once('@').unwrap_or_default();
             let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
-                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself",
+                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself, or through more than 16 others",
                 Err(_) => "is refused",
                 Ok(_) => "has no mailbox here, and this server sends nothing on",
             };
             return Err(wrong(text, what));
+        }
+        for (name, address) in names {
+            let mut found = std::collections::HashSet::new();
+            let mut count = |destination: &mut String, _: Option<&str>, _| {
+                found.insert(destination.clone());
+                Ok(())
+            };
+            let _ = self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count);
+            if found.len() > destinations_max {
+                return Err(wrong(name, "stands for more mailboxes than one message may go to"));
+            }
         }
         Ok(())
     }

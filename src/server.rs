@@ -44,8 +44,9 @@ pub struct Server<T, F: FileSystem> {
     connections: Slab<Connection<T>>,
     /// For whom mail is accepted; others may take their place.
     pub recipients: Recipients,
-    /// Those served; none for all.
+    /// Those served, of which any other may be besides where only some domains are.
     networks: Vec<IpNet>,
+    any_network: bool,
     store: Store<F>,
     settings: Settings,
     connections_max: usize,
@@ -76,6 +77,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connections: Slab::new(),
             recipients,
             networks: config.networks(),
+            any_network: config.allow_from.is_empty(),
             store,
             settings: config.protocol.clone(),
             connections_max: config.connections_max,
@@ -128,7 +130,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             scheduled: false,
             stored: 0,
         };
-        let served = |address| self.networks.is_empty() || self.networks.iter().any(|them| them.contains(address));
+        let any = self.any_network && !self.recipients.serve_any_domain();
+        let served = |address| any || self.networks.iter().any(|network| network.contains(address));
         if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
         } else if self.connections.len() >= self.connections_max {

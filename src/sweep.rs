@@ -44,8 +44,11 @@ pub(crate) struct Sweeper<F: FileSystem> {
     /// When the next sweep is due, and before when there is none.
     next: Instant,
     from: Instant,
-    /// Destinations that mail came to since they were looked through.
+    /// Destinations that mail came to since they were looked through, and those that are next.
     unswept: Vec<String>,
+    batch: Vec<String>,
+    /// Messages in those of the batch that were looked through.
+    messages: usize,
 }
 
 /// A look through a Maildir: first `new/`, until there is nothing to remove, then `tmp/`.
@@ -66,7 +69,7 @@ struct Sweep<F: FileSystem> {
 impl<F: FileSystem> Sweeper<F> {
     pub(crate) fn new(keep: Keep) -> Self {
         let now = Instant::now();
-        Self { keep, sweep: None, next: now, from: now, unswept: Vec::new() }
+        Self { keep, sweep: None, next: now, from: now, unswept: Vec::new(), batch: Vec::new(), messages: 0 }
     }
 
     /// How long until there is something to do.
@@ -93,9 +96,13 @@ impl<F: FileSystem> Sweeper<F> {
         let mut sweep = match self.sweep.take() {
             Some(sweep) => sweep,
             None => {
+                if self.batch.is_empty() {
+                    std::mem::swap(&mut self.batch, &mut self.unswept);
+                    self.messages = 0;
+                }
                 self.next = now.instant + INTERVAL;
                 let (names, oldest, going) = (None, BinaryHeap::new(), Vec::new());
-                match maildirs.open_destination(&self.unswept.pop().unwrap_or_default()) {
+                match maildirs.open_destination(&self.batch.pop().unwrap_or_default()) {
                     Ok(maildir) => {
                         Sweep { maildir, names, in_tmp: false, messages: 0, newest: 0, oldest, going, removed: 0 }
                     }
@@ -109,9 +116,13 @@ impl<F: FileSystem> Sweeper<F> {
             Err(error) => maildirs.complain_of(sweep.maildir, "looking for leftovers", &error, now),
         }
         maildirs.release(sweep.maildir);
-        // A large Maildir is not looked through all the time.
-        self.from = now.instant + PAUSE + PAUSE_OF_ONE * sweep.messages as u32;
-        if !self.unswept.is_empty() {
+        self.messages += sweep.messages;
+        if !self.batch.is_empty() {
+            return self.next = now.instant;
+        }
+        // Large Maildirs are not looked through all the time.
+        self.from = now.instant + PAUSE + PAUSE_OF_ONE * self.messages as u32;
+        if !self.unswept.is_empty() && self.keep != Keep::default() {
             self.next = self.from;
         }
     }

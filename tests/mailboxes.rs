@@ -222,6 +222,22 @@ fn a_maildir_that_is_named_twice_has_a_message_once() {
     server.stop();
 }
 
+/// So is a Maildir that a table names.
+#[test]
+fn while_a_maildir_of_the_table_is_gone_its_mail_is_to_come_later() {
+    let place = Place::new();
+    let (alice, table) = (place.path().join("alice"), place.path().join("table"));
+    fs::create_dir(&alice).unwrap();
+    fs::write(&table, format!("alice@example.org {}\n", alice.display())).unwrap();
+    let server = Server::start(&place, &["--recipients", table.to_str().unwrap()]);
+    let mut client = server.connect();
+    deliver(&mut client, &["alice+tag@example.org"], "Subject: 1\r\n\r\n");
+    fs::rename(&alice, place.path().join("aside")).unwrap();
+    refuse(&mut client, "alice@example.org", "451 4.3.0");
+    refuse(&mut client, "alice+tag@example.org", "451 4.3.0");
+    server.stop();
+}
+
 /// A card may have been pulled: nobody's mail is to be refused for ever.
 #[test]
 fn while_the_directory_of_mailboxes_is_gone_all_mail_is_to_come_later() {
@@ -358,6 +374,9 @@ fn who_may_send_is_asked_before_the_greeting() {
         (&["--allow-from", "10.0.0.0/8"], false),
         (&["--allow-from", "10.0.0.0/8", "--allow-from", "127.0.0.0/8"], true),
         (&["--allow-from", "127.0.0.1"], true),
+        (&["--allow-from", "::ffff:127.0.0.1"], true),
+        (&["--allow-from", "::ffff:127.0.0.0/104"], true),
+        (&["--allow-from", "::ffff:10.0.0.0/104"], false),
         (&["--allow-from", "::1", "--domain", "example.org"], false),
         (&["--allow-from", "any"], true),
         (&["--domain", "example.org"], true),

@@ -334,6 +334,13 @@ fn aliases_lead_to_tags_and_through_each_other() {
     case.refused("a15@b.example", "550 5.7.1");
     table += "a16 a15\na17 a16\n";
     assert!(load(Config::default(), &table).unwrap_err().contains("leads back"));
+    // Nor may one stand for more mailboxes than a message goes to: it could never be reached.
+    for (mailboxes, good) in [(128, true), (129, false)] {
+        let paths: Vec<_> = (0..mailboxes).map(|number| format!("/srv/{number}")).collect();
+        let loaded = load(Config::default(), &format!("all@example.org {}, /srv/1\n", paths.join(",")));
+        let named = loaded.err().map(|problem| problem.contains(":1:1: \"all@example.org\" stands for more"));
+        assert_eq!(named, if good { None } else { Some(true) }, "{mailboxes}");
+    }
 }
 
 #[test]

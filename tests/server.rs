@@ -8,6 +8,7 @@ use mailchute::Config;
 use mailchute::config::{BLOCK_OCTETS, BLOCKS_MAX};
 use mailchute::delivery::MinFree;
 use mailchute::fs::Space;
+use mailchute::recipients::Recipients;
 use mailchute::smtp::session::Dialect;
 use mailchute::smtp::trace::Peer;
 use model::hand::message;
@@ -176,6 +177,22 @@ fn greeting(config: &Config, address: &str) -> (String, usize) {
     world.clients.push(client);
     let greeting = world.say(0, "");
     (greeting, world.server.connections())
+}
+
+/// A table that is read again may name no domain any more: then it takes mail for any, and not from everybody.
+#[test]
+fn a_table_without_domains_does_not_open_the_server() {
+    let mut world = world(Config { domains: vec!["example.org".to_owned()], ..Config::default() });
+    let is_served = |world: &mut World| {
+        let (mut client, transport) = Client::new(Vec::new());
+        let peer = Peer::Address("192.0.2.1".parse().expect("an address"));
+        client.key = world.server.accept(transport, peer, Dialect::Smtp, world.now);
+        world.clients.push(client);
+        world.say(world.clients.len() - 1, "").starts_with("220 ")
+    };
+    assert!(is_served(&mut world));
+    world.server.recipients = Recipients::load(&Config::default()).expect("no table");
+    assert!(!is_served(&mut world));
 }
 
 /// A server that takes all mail would else be flooded from the Internet.
