@@ -181,12 +181,13 @@ impl EventLoop {
         let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
         info!("storing mail in {}", path.display());
         let mut events = Events::with_capacity(1024);
+        let mut now = Now::read();
         loop {
-            match self.poll.poll(&mut events, Some(self.patience())) {
+            match self.poll.poll(&mut events, Some(self.patience(now.instant))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 polled => polled?,
             }
-            let now = Now::read();
+            now = Now::read();
             for event in &events {
                 match event.token() {
                     STOPS => self.stop(now),
@@ -237,11 +238,10 @@ impl EventLoop {
     }
 
     /// How long the poll may sleep.
-    fn patience(&self) -> Duration {
+    fn patience(&self, now: Instant) -> Duration {
         if self.server.is_runnable() {
             return Duration::ZERO;
         }
-        let now = Instant::now();
         let newcomers = self.listeners.iter().any(|listener| listener.ready).then_some(self.accept_from);
         let sleeps = newcomers.into_iter().chain(self.end).map(|moment| moment.saturating_duration_since(now));
         sleeps.fold(self.server.next_deadline(now), Duration::min)

@@ -164,6 +164,7 @@ pub(crate) struct Maildirs<F: FileSystem> {
     pub(crate) health: Health,
     min_free: MinFree,
     pub(crate) room: u64,
+    /// When it is asked for room again, tried again if it failed, and when an error is one for the log again.
     pub(crate) checked: Option<Instant>,
     pub(crate) probed: Option<Instant>,
     complained: Option<Instant>,
@@ -326,7 +327,7 @@ impl<F: FileSystem> Maildirs<F> {
 
     /// Asks for room, and whether the directories are still where they were.
     pub(crate) fn check(&mut self, now: Now) {
-        if !is_due(&mut self.checked, CHECK_INTERVAL, now) || self.health != Health::Ready {
+        if !is_due(&mut self.checked, now) || self.health != Health::Ready {
             return;
         }
         let main = &self.open[MAIN_KEY];
@@ -335,7 +336,7 @@ impl<F: FileSystem> Maildirs<F> {
             warn!("{}: removed or replaced while running; opening it again", main.path.display());
             if let Err((path, error)) = self.open_main(false) {
                 error!("{}: {error}; refusing mail until it is back", path.display());
-                (self.health, self.probed) = (Health::Failed, Some(now.instant));
+                (self.health, self.probed) = (Health::Failed, Some(now.instant + CHECK_INTERVAL));
                 self.open[MAIN_KEY].failed = true;
             }
         }
@@ -369,7 +370,7 @@ impl<F: FileSystem> Maildirs<F> {
     /// Whether a failed disk is to be tried again.
     pub(crate) fn is_probe_due(&mut self, now: Now) -> bool {
         let idle = self.health == Health::Failed && self.open[MAIN_KEY].flushes == 0;
-        idle && is_due(&mut self.probed, CHECK_INTERVAL, now)
+        idle && is_due(&mut self.probed, now)
     }
 
     /// Removes a name in `tmp/` or else in `new/`.
@@ -390,7 +391,7 @@ impl<F: FileSystem> Maildirs<F> {
 
     /// One line for an error of the disk; at most one a second, so that a full disk does not fill the log, too.
     pub(crate) fn complain(&mut self, path: &Path, doing: &str, error: &io::Error, now: Now) {
-        let level = if is_due(&mut self.complained, CHECK_INTERVAL, now) { Level::Error } else { Level::Debug };
+        let level = if is_due(&mut self.complained, now) { Level::Error } else { Level::Debug };
         log!(level, "{}: {doing}: {error}", path.display());
     }
 
@@ -414,11 +415,11 @@ fn remove<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &Name) -> i
     }
 }
 
-/// Whether `interval` has passed since `last`; then `last` is now.
-fn is_due(last: &mut Option<Instant>, interval: Duration, now: Now) -> bool {
-    let due = last.is_none_or(|last| now.instant.saturating_duration_since(last) >= interval);
+/// Whether it is time for what is done once in a while; then `next` is when it is the next time.
+fn is_due(next: &mut Option<Instant>, now: Now) -> bool {
+    let due = next.is_none_or(|next| now.instant >= next);
     if due {
-        *last = Some(now.instant);
+        *next = Some(now.instant + CHECK_INTERVAL);
     }
     due
 }

@@ -173,7 +173,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 
     /// How long until there is something to do without an event: deadlines to be looked at, or Maildirs.
     pub fn next_deadline(&self, now: Instant) -> Duration {
-        self.look.saturating_duration_since(now).min(self.store.sweeper.rest(now))
+        self.look.min(self.store.sweeper.next()).saturating_duration_since(now)
     }
 
     /// Begins the end: sessions without a message are told 421, the others when theirs is done.
@@ -388,7 +388,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
         let (name, stored) = (connection.session.id, connection.stored);
         log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint}");
-        connection.session.end_transaction(&mut self.spare);
+        connection.session.end(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             self.buffers.take_back(buffer);
         }

@@ -72,9 +72,9 @@ impl<F: FileSystem> Sweeper<F> {
         Self { keep, sweep: None, next: now, from: now, unswept: Vec::new(), batch: Vec::new(), messages: 0 }
     }
 
-    /// How long until there is something to do.
-    pub(crate) fn rest(&self, now: Instant) -> Duration {
-        if self.sweep.is_some() { Duration::ZERO } else { self.next.saturating_duration_since(now) }
+    /// When there is something to do.
+    pub(crate) fn next(&self) -> Instant {
+        if self.sweep.is_some() { self.from } else { self.next }
     }
 
     /// Notes that mail came.
@@ -90,7 +90,7 @@ impl<F: FileSystem> Sweeper<F> {
     /// Does a bounded amount of work, if some is due. Messages of this run are safe if they came before `unsafe_from`, in
     /// seconds since 1970.
     pub(crate) fn step(&mut self, maildirs: &mut Maildirs<F>, unsafe_from: u64, now: Now) {
-        if !self.rest(now.instant).is_zero() {
+        if self.next() > now.instant {
             return;
         }
         let mut sweep = match self.sweep.take() {

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
-use arrayvec::ArrayString;
 use itoa::Buffer;
 use memchr::memchr;
 
@@ -22,7 +21,7 @@ pub const REPLIES_OCTETS_MAX: usize = 4096;
 pub const REPLY_OCTETS_MAX: usize = 1536;
 /// With more than that no other reply may fit, so no command is parsed.
 const REPLIES_FULL: usize = REPLIES_OCTETS_MAX - REPLY_OCTETS_MAX;
-/// Spare transactions that are kept.
+/// Spare pieces of memory of each kind that are kept.
 const KEPT_MAX: usize = 128;
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
 const KEPT_OCTETS_MAX: usize = 4096;
@@ -84,9 +83,13 @@ pub struct Turn<'a> {
     pub content: &'a mut Vec<u8>,
 }
 
-/// Memory that transactions left behind, so that messages allocate none once the server is warm.
-#[allow(clippy::vec_box)] // as sessions have them, most of which have none
-pub type Spare = Vec<Box<Transaction>>;
+/// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
+#[derive(Debug, Default)]
+pub struct Spare {
+    #[allow(clippy::vec_box)] // as sessions have them, most of which have none
+    transactions: Vec<Box<Transaction>>,
+    origins: Vec<String>,
+}
 
 /// What the caller does after a call of [`Session::receive`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +197,7 @@ pub struct Session {
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
-    origin: ArrayString<320>,
+    origin: String,
     transaction: Option<Box<Transaction>>,
     transactions: u32,
     logged_in: bool,
@@ -216,7 +219,7 @@ impl Session {
             peer,
             phase: Phase::Command,
             hello: None,
-            origin: ArrayString::new_const(),
+            origin: String::new(),
             transaction: None,
             transactions: 0,
             logged_in: false,
@@ -429,7 +432,7 @@ impl Session {
         refuse_if(self.lmtp != (hello == Hello::Lhlo), Reply::UNRECOGNIZED)?;
         self.hello = Some(hello);
         self.abort_transaction(turn.spare);
-        self.introduce(name);
+        self.introduce(name, turn.spare);
         let code = if hello == Hello::Helo { "250 " } else { "250-" };
         let (before, behind) = if name.is_empty() { (" Hello (", ")") } else { (" Hello ", "") };
         append(replies, &[code, &settings.hostname, before, &self.origin, behind, ", pleased to meet you\r\n"]);
@@ -448,13 +451,16 @@ impl Session {
     }
 
     /// Notes who the peer is, under a name that it gave.
-    fn introduce(&mut self, name: &str) {
+    fn introduce(&mut self, name: &str, spare: &mut Spare) {
+        if self.origin.capacity() == 0 {
+            self.origin = spare.origins.pop().unwrap_or_default();
+        }
         self.origin.clear();
+        // Room for an IPv4 address, as most have.
+        self.origin.reserve_exact(name.len() + " ([255.255.255.255])".len());
         // In a header the name is data of a stranger: what has a meaning there is replaced.
         let harmless = |octet: char| octet.is_ascii_alphanumeric() || ".-_:[]~^+=*/!#$%&".contains(octet);
-        for octet in name.chars() {
-            let _ = self.origin.try_push(if harmless(octet) { octet } else { '?' });
-        }
+        self.origin.extend(name.chars().map(|octet| if harmless(octet) { octet } else { '?' }));
         let (before, behind) = if name.is_empty() { ("", "") } else { (" (", ")") };
         let _ = write!(self.origin, "{before}{}{behind}", self.peer);
     }
@@ -469,12 +475,12 @@ impl Session {
         refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
         refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
         refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
-        let transaction = self.transaction.insert(turn.spare.pop().unwrap_or_default());
+        let transaction = self.transaction.insert(turn.spare.transactions.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
         transaction.paths.extend([path, "\n"]);
         transaction.reverse_path_octets = path.len();
         if self.origin.is_empty() {
-            self.introduce("");
+            self.introduce("", turn.spare);
         }
         self.transactions = self.transactions.saturating_add(1);
         // Whoever goes on without a login did not insist on one.
@@ -669,18 +675,26 @@ impl Session {
         self.end_transaction(spare);
     }
 
+    /// Ends the session; its memory is for others to use again.
+    pub fn end(&mut self, spare: &mut Spare) {
+        self.end_transaction(spare);
+        if spare.origins.len() < KEPT_MAX && self.origin.capacity() > 0 {
+            spare.origins.push(std::mem::take(&mut self.origin));
+        }
+    }
+
     /// Ends the transaction; its memory is for others to use again.
-    pub fn end_transaction(&mut self, spare: &mut Spare) {
+    fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
         let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
         let octets =
             paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
-        if octets <= KEPT_OCTETS_MAX && spare.len() < KEPT_MAX {
+        if octets <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
             paths.clear();
             destinations.clear();
             shares.clear();
             *transaction = Transaction { paths, destinations, shares, ..Transaction::default() };
-            spare.push(transaction);
+            spare.transactions.push(transaction);
         }
     }
 }
