@@ -11,7 +11,7 @@ use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Session, Transaction};
 
 /// Small buffers that are kept for the next peer that needs one.
-const SMALL_KEPT_MAX: usize = 128;
+const SMALL_KEPT_MAX: usize = 32;
 
 /// What is kept for each peer, with a transport that never blocks. Idle it is this and nothing on the heap.
 #[derive(Debug)]
