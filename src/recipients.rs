@@ -97,6 +97,11 @@ impl Recipients {
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, or what the table or `exists` says.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
+        // As without any option.
+        if table.rules.is_empty() && !table.mailboxes && !table.closed {
+            take(MAIN);
+            return Ok(());
+        }
         normalize(path, &table.own_domain, address);
         let (domain, local_part) = address.split_once('@').unwrap_or_default();
         // Ways of old to have mail sent on: in such a local part stands the true address.
