@@ -74,7 +74,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
     pub fn new(config: &Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
         Self {
-            connections: Slab::new(),
+            connections: Slab::with_capacity(config.connections_max.min(1 << 14)),
             recipients,
             networks: config.networks(),
             any_network: config.allow_from.is_empty(),
