@@ -172,7 +172,7 @@ impl<F: FileSystem> Delivery<F> {
     ) {
         let Some(first) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
         maildirs.complain_of(first, doing, error, now);
-        if first == MAIN_KEY && error.kind() == io::ErrorKind::NotFound {
+        if first == MAIN_KEY && error.kind() == io::ErrorKind::NotFound && maildirs.alone {
             // The directories themselves are gone.
             (maildirs.checked, maildirs.health) = (None, Health::Failed);
         }

@@ -157,6 +157,8 @@ pub(crate) struct Maildirs<F: FileSystem> {
     /// Where mailboxes are, on which file system, and whether they are made.
     mailboxes: Option<(PathBuf, u64)>,
     create: bool,
+    /// There is no other Maildir than the main one, without which no mail is taken then.
+    pub(crate) alone: bool,
     /// Destinations that failed while others of the same message did not, and until when they take nothing.
     failed: Vec<(String, Instant)>,
     /// Names in the main Maildir that could not be removed, to be tried again: in `tmp/`, or else in `new/`.
@@ -181,6 +183,7 @@ impl<F: FileSystem> Maildirs<F> {
             device: None,
             mailboxes: None,
             create: config.create_mailboxes,
+            alone: config.mailboxes.is_none() && config.recipients.is_none(),
             failed: Vec::new(),
             litter: Vec::new(),
             health: Health::Ready,
@@ -333,11 +336,14 @@ impl<F: FileSystem> Maildirs<F> {
         let main = &self.open[MAIN_KEY];
         let there = main.usable().and_then(|it| self.fs.is_same(&main.new_path, &it.new));
         if !matches!(there, Ok(true)) && main.flushes == 0 {
-            warn!("{}: removed or replaced while running; opening it again", main.path.display());
+            let (first, then) = if main.failed { (Level::Debug, Level::Debug) } else { (Level::Warn, Level::Error) };
+            log!(first, "{}: removed or replaced while running; opening it again", main.path.display());
             if let Err((path, error)) = self.open_main(false) {
-                error!("{}: {error}; refusing mail until it is back", path.display());
-                (self.health, self.probed) = (Health::Failed, Some(now.instant + CHECK_INTERVAL));
+                log!(then, "{}: {error}; refusing its mail until it is back", path.display());
                 self.open[MAIN_KEY].failed = true;
+                if self.alone {
+                    (self.health, self.probed) = (Health::Failed, Some(now.instant + CHECK_INTERVAL));
+                }
             }
         }
         let Maildir { path, directories: Some(Directories { tmp, new, .. }), .. } = &self.open[MAIN_KEY] else {

@@ -60,7 +60,7 @@ struct Sweep<F: FileSystem> {
     /// of this run behind all others, as the clock may have been set since.
     messages: usize,
     newest: u64,
-    oldest: BinaryHeap<(bool, u64, CString)>,
+    oldest: BinaryHeap<(bool, u64, u32, CString)>,
     /// Those that are to go, the oldest last.
     going: Vec<CString>,
     removed: usize,
@@ -185,12 +185,14 @@ impl<F: FileSystem> Sweep<F> {
 
     /// Counts a message, and notes it if it is among the oldest. Names of anything else mean nothing.
     fn look_at(&mut self, name: CString, own: &str, keep: Keep) {
-        let seconds = name.to_str().ok().and_then(|name| name.split('.').next()?.parse().ok());
-        let Some(seconds) = seconds else { return };
+        let Some((seconds, unique)) = name.to_str().ok().and_then(|name| name.split_once('.')) else { return };
+        let Ok(seconds) = seconds.parse() else { return };
+        let microseconds =
+            unique.strip_prefix('M').and_then(|unique| unique.split('R').next()?.parse().ok()).unwrap_or(0);
         self.messages += 1;
         self.newest = self.newest.max(seconds);
         if keep != Keep::default() {
-            self.oldest.push((is_of(&name, own), seconds, name));
+            self.oldest.push((is_of(&name, own), seconds, microseconds, name));
             if self.oldest.len() > OLDEST_MAX {
                 self.oldest.pop();
             }
@@ -202,7 +204,7 @@ impl<F: FileSystem> Sweep<F> {
         let until = keep.age.and_then(|age| now.checked_sub(age)?.duration_since(UNIX_EPOCH).ok());
         let surplus = self.messages.saturating_sub(keep.messages.unwrap_or(usize::MAX));
         let oldest = std::mem::take(&mut self.oldest).into_sorted_vec().into_iter().enumerate();
-        let going = oldest.take_while(|(index, (own, seconds, _))| {
+        let going = oldest.take_while(|(index, (own, seconds, ..))| {
             let goes = *index < surplus || until.is_some_and(|until| *seconds < until.as_secs());
             goes && (!own || *seconds < unsafe_from)
         });

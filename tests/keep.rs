@@ -102,6 +102,20 @@ fn nothing_goes_unless_that_is_asked_for() {
 }
 
 #[test]
+fn within_a_second_the_microseconds_tell_which_is_older() {
+    let disk = disk(Ends::AtOnce);
+    let name = |microseconds: u32| format!("{}.M{microseconds}R00000000000000ffP1Q1.host,S=1", start() - 1);
+    for microseconds in [900_000, 68_747, 5, 204_000, 1_000] {
+        disk.put("new", &name(microseconds), first_wall());
+    }
+    let mut world = World::with(keep(Some(2), None), &disk, MinFree::Usual, 0).expect("a Maildir");
+    sweep(&mut world, 0);
+    let mut left = names(&disk).0;
+    left.sort();
+    assert_eq!(left, [name(204_000), name(900_000)]);
+}
+
+#[test]
 fn the_oldest_go_first_by_their_names() {
     let mut random = Random::new(1);
     let mut came: Vec<u64> = (0..700).map(|_| start() - 1 - random.below(1_000_000) as u64).collect();

@@ -222,6 +222,32 @@ fn a_maildir_that_is_named_twice_has_a_message_once() {
     server.stop();
 }
 
+/// Nor does a main Maildir that is gone keep mail from the others.
+#[test]
+fn while_the_main_maildir_is_gone_others_take_mail() {
+    let place = Place::new();
+    let (alice, table) = (place.path().join("alice"), place.path().join("table"));
+    fs::create_dir(&alice).unwrap();
+    fs::write(&table, format!("alice@example.org {}\n", alice.display())).unwrap();
+    let server = Server::start(&place, &["--recipients", table.to_str().unwrap()]);
+    let mut client = server.connect();
+    deliver(&mut client, &["alice@example.org"], "Subject: 1\r\n\r\n");
+    let aside = place.path().join("aside");
+    fs::rename(place.maildir(), &aside).unwrap();
+    until("it is missed", || {
+        deliver(&mut client, &["alice@example.org"], "Subject: 2\r\n\r\n");
+        server.log().contains("refusing its mail")
+    });
+    deliver(&mut client, &["alice@example.org"], "Subject: 3\r\n\r\n");
+    let (_, last) = send(&mut client, &["postmaster"], "Subject: 4\r\n\r\n");
+    assert!(last.is_some_and(|reply| reply.starts_with("451 4.3.0")));
+    fs::rename(&aside, place.maildir()).unwrap();
+    until("the main Maildir is back", || {
+        send(&mut client, &["postmaster"], "Subject: 5\r\n\r\n").1.is_some_and(|reply| reply.starts_with("250"))
+    });
+    server.stop();
+}
+
 /// So is a Maildir that a table names.
 #[test]
 fn while_a_maildir_of_the_table_is_gone_its_mail_is_to_come_later() {
