@@ -97,7 +97,6 @@ impl Recipients {
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, or what the table or `exists` says.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
-        // As without any option.
         if table.rules.is_empty() && !table.mailboxes && !table.closed {
             take(MAIN);
             return Ok(());
@@ -269,9 +268,10 @@ impl Table {
             return Err(wrong(text, what));
         }
         for (name, address) in names {
-            let mut found = std::collections::HashSet::new();
+            let mut found: Vec<String> = Vec::new();
             let mut count = |destination: &mut String, _: Option<&str>, _| {
-                found.insert(destination.clone());
+                let is_new = found.len() <= destinations_max && !found.contains(destination);
+                found.extend(is_new.then(|| destination.clone()));
                 Ok(())
             };
             let _ = self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count);
