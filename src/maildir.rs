@@ -349,7 +349,8 @@ impl<F: FileSystem> Maildirs<F> {
         let Maildir { path, directories: Some(Directories { tmp, new, .. }), .. } = &self.open[MAIN_KEY] else {
             return;
         };
-        self.litter.retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name).is_err());
+        self.litter
+            .retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name.as_c_str()).is_err());
         let Ok(mut space) = self.fs.space(new) else { return };
         if let Some(Ok(directory)) = self.mailboxes.as_ref().map(|(path, _)| self.fs.open_directory(path, false)) {
             let other = self.fs.space(&directory).ok().filter(|other| other.free < space.free);
@@ -384,7 +385,7 @@ impl<F: FileSystem> Maildirs<F> {
         let Some(Maildir { path, directories: Some(Directories { tmp, new, .. }), .. }) = self.open.get(key) else {
             return;
         };
-        if let Err(error) = remove(&mut self.fs, if in_tmp { tmp } else { new }, &name) {
+        if let Err(error) = remove(&mut self.fs, if in_tmp { tmp } else { new }, name.as_c_str()) {
             // One line for all that follow.
             if self.litter.is_empty() {
                 error!("{}: a file of a refused message can't be removed: {error}", path.display());
@@ -414,8 +415,8 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 /// Removes a name; one that is not there is removed already.
-fn remove<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &Name) -> io::Result<()> {
-    match fs.remove(directory, name.as_c_str()) {
+pub(crate) fn remove<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &CStr) -> io::Result<()> {
+    match fs.remove(directory, name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }

@@ -9,7 +9,7 @@ use log::{info, warn};
 
 use crate::delivery::Now;
 use crate::fs::FileSystem;
-use crate::maildir::{Directories, Maildirs, PROOF};
+use crate::maildir::{Directories, Maildirs, PROOF, remove};
 
 /// Age at which a file in `tmp/` is a leftover, after the Maildir specification.
 const LEFTOVER_AGE: Duration = Duration::from_secs(36 * 3600);
@@ -56,7 +56,7 @@ struct Sweep<F: FileSystem> {
     maildir: usize,
     names: Option<F::Listing>,
     in_tmp: bool,
-    /// How many messages `new/` holds, the latest of them in seconds since 1970, and the oldest with their seconds: those
+    /// How many messages `new/` holds, the latest of them in seconds since 1970, and the oldest with their times: those
     /// of this run behind all others, as the clock may have been set since.
     messages: usize,
     newest: u64,
@@ -93,38 +93,38 @@ impl<F: FileSystem> Sweeper<F> {
         if self.next() > now.instant {
             return;
         }
-        let mut sweep = match self.sweep.take() {
-            Some(sweep) => sweep,
-            None => {
-                if self.batch.is_empty() {
-                    std::mem::swap(&mut self.batch, &mut self.unswept);
-                    self.messages = 0;
-                }
-                self.next = now.instant + INTERVAL;
-                let (names, oldest, going) = (None, BinaryHeap::new(), Vec::new());
-                match maildirs.open_destination(&self.batch.pop().unwrap_or_default()) {
-                    Ok(maildir) => {
-                        Sweep { maildir, names, in_tmp: false, messages: 0, newest: 0, oldest, going, removed: 0 }
-                    }
-                    Err((path, error)) => return maildirs.complain(&path, "open", &error, now),
-                }
-            }
-        };
+        let begun = self.sweep.take().or_else(|| self.begin(maildirs, now));
+        let Some(mut sweep) = begun else { return self.rest(0, now) };
         match sweep.step(maildirs, self.keep, unsafe_from, now.wall) {
             Ok(true) => return self.sweep = Some(sweep),
             Ok(false) => {}
             Err(error) => maildirs.complain_of(sweep.maildir, "looking for leftovers", &error, now),
         }
         maildirs.release(sweep.maildir);
-        self.messages += sweep.messages;
+        self.rest(sweep.messages, now);
+    }
+
+    /// Opens the next of the batch, or the main Maildir where nothing waits.
+    fn begin(&mut self, maildirs: &mut Maildirs<F>, now: Now) -> Option<Sweep<F>> {
+        if self.batch.is_empty() {
+            std::mem::swap(&mut self.batch, &mut self.unswept);
+            self.messages = 0;
+        }
+        let opened = maildirs.open_destination(&self.batch.pop().unwrap_or_default());
+        let maildir = opened.map_err(|(path, error)| maildirs.complain(&path, "open", &error, now)).ok()?;
+        let (names, oldest, going) = (None, BinaryHeap::new(), Vec::new());
+        Some(Sweep { maildir, names, in_tmp: false, messages: 0, newest: 0, oldest, going, removed: 0 })
+    }
+
+    /// Waits for the next Maildir, none of which is looked through all the time: after the batch, the longer the larger.
+    fn rest(&mut self, messages: usize, now: Now) {
+        self.messages += messages;
         if !self.batch.is_empty() {
             return self.next = now.instant;
         }
-        // Large Maildirs are not looked through all the time.
         self.from = now.instant + PAUSE + PAUSE_OF_ONE * self.messages as u32;
-        if !self.unswept.is_empty() && self.keep != Keep::default() {
-            self.next = self.from;
-        }
+        let soon = !self.unswept.is_empty() && self.keep != Keep::default();
+        self.next = if soon { self.from } else { now.instant + INTERVAL };
     }
 }
 
@@ -139,10 +139,7 @@ impl<F: FileSystem> Sweep<F> {
         let (path, Directories { tmp, new, .. }) = (maildir.path.display(), maildir.usable()?);
         for _ in 0..NAMES_MAX {
             if let Some(name) = self.going.pop() {
-                fs.remove(new, &name).or_else(|error| match error.kind() {
-                    io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                })?;
+                remove(fs, new, &name)?;
                 self.removed += 1;
                 continue;
             }

@@ -229,6 +229,31 @@ fn nothing_goes_while_the_clock_is_earlier_than_the_newest_name() {
     }
 }
 
+/// Nor does one that is gone keep the others, nor those that mail comes to meanwhile, from being looked through.
+#[test]
+fn a_mailbox_that_is_gone_keeps_no_other_from_its_turn() {
+    for gone in ["/mail/a", "/mail/b", "/mail/c"] {
+        let mailboxes = ["/mail/a", "/mail/b", "/mail/c"];
+        let disk = disk(Ends::AtOnce).maildirs(&mailboxes, true);
+        let config = Config { keep: Keep { messages: Some(1), age: None }, ..with_mailboxes() };
+        let mut world = World::with(config, &disk, MinFree::Usual, 0).expect("a Maildir");
+        // The main one has been looked through.
+        (0..10).for_each(|_| world.server.turn(world.now));
+        let texts: Vec<_> = (0..3).map(|number| message(number, 200)).collect();
+        let mails = texts.iter().map(|text| Mail { text: text.clone(), manner: Manner::Data }).collect();
+        world.connect_to(&["a", "b", "c"], Dialect::Smtp, mails);
+        world.settle();
+        disk.remove_directory(gone);
+        for _ in 0..5 {
+            world.pass(SECOND);
+            (0..10).for_each(|_| world.server.turn(world.now));
+        }
+        for path in mailboxes.iter().filter(|path| **path != gone) {
+            assert_eq!(disk.files_in(path, "new").len(), 1, "{gone} is gone, {path}");
+        }
+    }
+}
+
 #[test]
 fn each_mailbox_is_looked_through_after_mail_came_there() {
     let mailboxes = ["/mail/a", "/mail/b", "/mail/c"];
