@@ -77,6 +77,14 @@ fn start_with_mailboxes(place: &Place, options: &[&str]) -> (Server, PathBuf) {
     (server, mailboxes)
 }
 
+/// With a table that names a Maildir for one recipient.
+fn start_with_alice(place: &Place) -> (Server, PathBuf) {
+    let (alice, table) = (place.path().join("alice"), place.path().join("table"));
+    fs::create_dir(&alice).unwrap();
+    fs::write(&table, format!("alice@example.org {}\n", alice.display())).unwrap();
+    (Server::start(place, &["--recipients", table.to_str().unwrap()]), alice)
+}
+
 #[test]
 fn only_mailboxes_that_are_there_are_accepted() {
     let place = Place::new();
@@ -226,10 +234,7 @@ fn a_maildir_that_is_named_twice_has_a_message_once() {
 #[test]
 fn while_the_main_maildir_is_gone_others_take_mail() {
     let place = Place::new();
-    let (alice, table) = (place.path().join("alice"), place.path().join("table"));
-    fs::create_dir(&alice).unwrap();
-    fs::write(&table, format!("alice@example.org {}\n", alice.display())).unwrap();
-    let server = Server::start(&place, &["--recipients", table.to_str().unwrap()]);
+    let (server, _) = start_with_alice(&place);
     let mut client = server.connect();
     deliver(&mut client, &["alice@example.org"], "Subject: 1\r\n\r\n");
     let aside = place.path().join("aside");
@@ -252,10 +257,7 @@ fn while_the_main_maildir_is_gone_others_take_mail() {
 #[test]
 fn while_a_maildir_of_the_table_is_gone_its_mail_is_to_come_later() {
     let place = Place::new();
-    let (alice, table) = (place.path().join("alice"), place.path().join("table"));
-    fs::create_dir(&alice).unwrap();
-    fs::write(&table, format!("alice@example.org {}\n", alice.display())).unwrap();
-    let server = Server::start(&place, &["--recipients", table.to_str().unwrap()]);
+    let (server, alice) = start_with_alice(&place);
     let mut client = server.connect();
     deliver(&mut client, &["alice+tag@example.org"], "Subject: 1\r\n\r\n");
     fs::rename(&alice, place.path().join("aside")).unwrap();
