@@ -13,7 +13,7 @@ use crate::smtp::session::{Action, Session, Transaction};
 /// Small buffers that are kept for the next peer that needs one.
 const SMALL_KEPT_MAX: usize = 32;
 
-/// What is kept for each peer, with a transport that never blocks. Idle it is this and nothing on the heap.
+/// What is kept for each peer, with a transport that never blocks. Idle it is this and the peer's name.
 #[derive(Debug)]
 pub struct Connection<T> {
     pub(crate) transport: T,

@@ -186,7 +186,7 @@ enum Phase {
     Closed,
 }
 
-/// The state of one connection. Idle it owns nothing on the heap.
+/// The state of one connection. Idle it owns nothing on the heap but the name that the peer gave.
 #[derive(Debug)]
 pub struct Session {
     /// Its number, as the log names it.
