@@ -65,6 +65,8 @@ pub struct Config {
     /// How long a peer may be silent; RFC 5321 4.5.3.2.7 asks for at least 5 minutes.
     pub timeout: Duration,
     pub connections_max: usize,
+    /// Those of one IPv4 address, or of one IPv6 network of 64 bits; this machine's own have no limit.
+    pub connections_per_address_max: usize,
     /// Whether SIGTERM and SIGINT end the loop. A program wants that, in which nobody else has them.
     pub signals: bool,
     pub protocol: Settings,
@@ -89,6 +91,7 @@ impl Default for Config {
             grace: Duration::from_secs(8),
             timeout: Duration::from_secs(300),
             connections_max: 1000,
+            connections_per_address_max: 50,
             signals: false,
             protocol: Settings {
                 hostname: Some(system_name).filter(|name| is_hostname(name)).unwrap_or_else(|| "localhost".to_owned()),

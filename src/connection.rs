@@ -31,8 +31,8 @@ pub struct Connection<T> {
     pub(crate) content: Vec<u8>,
     /// The key in the store of the message that is coming in, once it has one.
     pub(crate) delivery: Option<usize>,
-    /// When the peer has been silent for too long.
-    pub(crate) deadline: Instant,
+    /// Since when the peer keeps us waiting: its last command, and later for each octet of what it has begun since.
+    pub(crate) since: Instant,
     /// It is on a list of those that have work in a next turn.
     pub(crate) scheduled: bool,
     pub(crate) stored: u64,

@@ -44,6 +44,7 @@ Usage: mailchute [OPTION]…
   --timeout TIME            close after so long a silence: 300s, 5m … [5m]
   --max-messages N          number of messages in one connection, announced as MAILMAX [any]
   --max-connections N       number of connections; those beyond are told 421 [1000]
+  --max-connections-per-ip N  those of one address, or /64 of IPv6; this machine has no limit [50]
   --grace TIME              time for messages under way when told to stop [8s]
   --log LEVEL               off, error, warn, info, debug or trace [info, or RUST_LOG]
   -h, --help                print this and end
@@ -130,6 +131,9 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
         "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
         "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
+        "max-connections-per-ip" => {
+            config.connections_per_address_max = text.parse().ok().filter(|&count| count > 0)?;
+        }
         "grace" => config.grace = time(text)?,
         "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
         _ => return None,

@@ -1,7 +1,10 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -20,6 +23,16 @@ use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
 const LOOKS_APART: Duration = Duration::from_millis(250);
+/// How long a peer may be silent that never said anything.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one may be at least before it gives way to others on a crowded server, and how many give way at a time.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(10);
+const CROWDED_CLOSES_MAX: usize = 64;
+/// Commands of a session that may be refused between two messages, and on a crowded server.
+const ERRORS_MAX: u32 = 20;
+const ERRORS_CROWDED_MAX: u32 = 3;
+/// What each octet of a line or a text adds to the time that the whole may take: the sender of 500 a second is in no hurry.
+const OCTET_TIME: Duration = Duration::from_millis(2);
 
 /// What a socket is ready for, as an event said: `ending` when the peer closed its side, or the connection broke.
 #[allow(missing_docs)]
@@ -50,6 +63,9 @@ pub struct Server<T, F: FileSystem> {
     store: Store<F>,
     settings: Settings,
     connections_max: usize,
+    connections_per_address_max: usize,
+    /// How many connections each client has, but those of this machine.
+    clients: HashMap<IpAddr, usize>,
     timeout: Duration,
     ids: MessageIds,
     spare: Spare,
@@ -68,6 +84,8 @@ pub struct Server<T, F: FileSystem> {
     flushes_ended: bool,
     draining: bool,
     sessions: u64,
+    /// Sessions without a transaction, as health checks have them.
+    probes: u64,
 }
 
 impl<T: Read + Write, F: FileSystem> Server<T, F> {
@@ -81,6 +99,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             store,
             settings: config.protocol.clone(),
             connections_max: config.connections_max,
+            connections_per_address_max: config.connections_per_address_max,
+            clients: HashMap::with_capacity(config.connections_max.min(1 << 14)),
             timeout: config.timeout,
             ids,
             spare: Spare::default(),
@@ -94,6 +114,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             flushes_ended: false,
             draining: false,
             sessions: 0,
+            probes: 0,
         }
     }
 
@@ -126,15 +147,20 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             used: 0,
             content: Vec::new(),
             delivery: None,
-            deadline: now.instant + self.timeout,
+            since: now.instant,
             scheduled: false,
             stored: 0,
         };
+        let of_client = client(peer).map_or(0, |client| {
+            let count = self.clients.entry(client).or_insert(0);
+            *count += 1;
+            *count
+        });
         let any = self.any_network && !self.recipients.serve_any_domain();
         let served = |address| any || self.networks.iter().any(|network| network.contains(address));
         if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.connections.len() >= self.connections_max {
+        } else if self.connections.len() >= self.connections_max || of_client > self.connections_per_address_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
         } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
@@ -143,8 +169,14 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.session.greet(&self.settings, self.ids.date(now.wall), &mut connection.replies);
         }
         let key = self.connections.insert(connection);
+        self.look = self.look.min(now.instant + if self.is_crowded() { LOOKS_APART } else { HELLO_TIMEOUT });
         self.schedule(key);
         key
+    }
+
+    /// Whether nearly all connections are taken that there may be: then there is less patience with who is idle or in error.
+    fn is_crowded(&self) -> bool {
+        self.connections.len() * 10 > self.connections_max.saturating_mul(9)
     }
 
     /// Notes what an event said of a connection; of one that ended it is ignored.
@@ -267,7 +299,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 self.input[..kept].copy_from_slice(&connection.unread[connection.used..]);
                 self.buffers.take_back(&mut connection.unread);
                 connection.used = 0;
-                connection.deadline = now.instant + self.timeout;
             }
             if self.feed(key, filled, now) == Action::Flush {
                 return;
@@ -278,6 +309,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Gives the first `filled` octets of the input to a session, or where there are none what it left unread before, and does
     /// what it says.
     fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
+        let errors_max = if self.is_crowded() { ERRORS_CROWDED_MAX } else { ERRORS_MAX };
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
         self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
         self.buffers.lend(&mut connection.content, BLOCK_OCTETS);
@@ -287,6 +319,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let input = if filled > 0 { &self.input[..filled] } else { &connection.unread[connection.used..] };
         let mut turn = Turn {
             settings: &self.settings,
+            errors_max,
             now: now.wall,
             ids: &mut self.ids,
             spare: &mut self.spare,
@@ -299,6 +332,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let (used, action) = connection.session.receive(input, &mut turn);
         let left = input.len() - used;
         connection.action = action;
+        // A line or a text that goes on has the time that it had, and some more for what came of it.
+        let whole = used > 0 && connection.session.awaits_command();
+        let since = if whole { now.instant } else { connection.since + OCTET_TIME * filled as u32 };
+        connection.since = since.min(now.instant);
         match action {
             Action::Deliver => {
                 let delivery = connection.write(&mut self.store, key, now);
@@ -337,7 +374,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
             connection.stored += u64::from(outcome == Outcome::Stored);
-            connection.deadline = now.instant + self.timeout;
+            connection.since = now.instant;
             // There is no need for another turn where the peer has said nothing more.
             let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;
             connection.action = if done { Action::Read } else { Action::Flush };
@@ -357,26 +394,41 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         }
     }
 
-    /// Ends the connections whose peers have been silent for too long. Activity only moves a deadline; all are looked at
-    /// when the soonest may have passed, a few times a second at most.
+    /// Ends the connections whose peers have kept us waiting for too long. All are looked at when the soonest may have, a few
+    /// times a second at most; on a crowded server those go that did so longest, as many as have to.
     fn expire(&mut self, now: Now) {
         self.look = now.instant + self.timeout;
         for key in 0..self.connections.capacity() {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if connection.action == Action::Deliver || connection.scheduled {
                 // It is not the peer who keeps us waiting.
-                connection.deadline = now.instant + self.timeout;
-            } else if connection.deadline > now.instant {
-                self.look = self.look.min(connection.deadline);
+                connection.since = now.instant;
+            }
+            let is_stranger = connection.session.is_stranger();
+            let until = connection.since + if is_stranger { self.timeout.min(HELLO_TIMEOUT) } else { self.timeout };
+            if until > now.instant {
+                self.look = self.look.min(until);
             } else {
-                if connection.action != Action::Close && connection.replies.is_empty() {
-                    connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
-                    let _ = connection.flush(&mut self.buffers);
-                }
-                self.close(key, "timeout");
+                self.time_out(key);
             }
         }
-        self.look = self.look.max(now.instant + LOOKS_APART);
+        for _ in 0..CROWDED_CLOSES_MAX {
+            let longest = self.connections.iter().min_by_key(|(_, connection)| connection.since);
+            let idle = longest.filter(|(_, it)| self.is_crowded() && it.since + CROWDED_TIMEOUT <= now.instant);
+            let Some((key, _)) = idle else { break };
+            self.time_out(key);
+        }
+        self.look = if self.is_crowded() { now.instant } else { self.look }.max(now.instant + LOOKS_APART);
+    }
+
+    /// Ends a connection whose peer kept us waiting, and tells it so unless it does not read.
+    fn time_out(&mut self, key: usize) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if connection.action != Action::Close && connection.replies.is_empty() {
+            connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
+            let _ = connection.flush(&mut self.buffers);
+        }
+        self.close(key, "timeout");
     }
 
     /// Ends a connection; what there is of its message is dropped. Its key is free at once: newcomers come between turns
@@ -384,14 +436,32 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
+        if let Some(Entry::Occupied(mut count)) = client(connection.session.peer).map(|it| self.clients.entry(it)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         let hint = connection.session.hint();
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
         let (name, stored) = (connection.session.id, connection.stored);
-        log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint}");
+        self.probes += u64::from(connection.session.is_probe());
+        log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint} probes={}", self.probes);
         connection.session.end(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             self.buffers.take_back(buffer);
         }
+    }
+}
+
+/// Whose connections are counted together: those of an IPv4 address, or of the 64 bits that tell a network of IPv6. This
+/// machine's own are not counted.
+fn client(peer: Peer) -> Option<IpAddr> {
+    match peer {
+        Peer::Local => None,
+        Peer::Address(address) if address.is_loopback() => None,
+        Peer::Address(IpAddr::V6(address)) => Some(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
+        Peer::Address(address) => Some(address),
     }
 }
 

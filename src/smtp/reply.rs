@@ -62,6 +62,7 @@ impl Reply {
     // The end of a session.
     pub const SHUTTING_DOWN: Self = Self("421 4.3.2 Server is shutting down");
     pub const NOT_SERVED: Self = Self("554 5.7.1 Your address is not served here");
+    pub(super) const TOO_MANY_ERRORS: Self = Self("421 4.7.0 Too many errors: closing connection");
     pub const TOO_MANY_CONNECTIONS: Self = Self("421 4.3.2 Too many connections; try again later");
     pub const TIMED_OUT: Self = Self("421 4.4.2 Timeout: closing connection");
     /// Octets that may be a message's text came behind a refused DATA: they must not run as commands.

@@ -25,6 +25,14 @@ const REPLIES_FULL: usize = REPLIES_OCTETS_MAX - REPLY_OCTETS_MAX;
 const KEPT_MAX: usize = 128;
 /// Octets that a spare transaction may have room for; those of a long list of recipients go back.
 const KEPT_OCTETS_MAX: usize = 4096;
+/// Octets by which lists of paths grow.
+const PATHS_GROWTH: usize = 512;
+/// What each copy of a message takes in the store, about.
+const COPY_OCTETS: usize = 128;
+/// Octets of memory that all transactions may hold.
+pub const ENVELOPES_OCTETS_MAX: usize = 4 << 20;
+/// Recipients that fit however long they are, while there is memory (RFC 5321 4.5.3.1.8).
+const RECIPIENTS_LEAST: usize = 100;
 
 /// Which protocol a listener speaks. In LMTP (RFC 2033) each recipient has a reply of its own at the end of data.
 #[allow(missing_docs)]
@@ -45,7 +53,7 @@ pub struct Settings {
     pub recipients_max: usize,
     /// Mailboxes that one message goes to; the rest of the recipients get it in another transaction.
     pub destinations_max: usize,
-    /// Octets that the paths of one transaction may take.
+    /// Octets that the paths of one transaction may take, if they are of more than 100 recipients.
     pub envelope_octets_max: usize,
     /// Transactions of one connection; `None` for any number (RFC 9422 MAILMAX).
     pub transactions_max: Option<u32>,
@@ -68,6 +76,8 @@ pub trait Directory {
 #[allow(missing_docs)] // of what the type says
 pub struct Turn<'a> {
     pub settings: &'a Settings,
+    /// How many commands of a session may be refused between two messages; the next one ends it.
+    pub errors_max: u32,
     /// The wall clock, read once a turn.
     pub now: SystemTime,
     pub ids: &'a mut MessageIds,
@@ -89,6 +99,8 @@ pub struct Spare {
     #[allow(clippy::vec_box)] // as sessions have them, most of which have none
     transactions: Vec<Box<Transaction>>,
     origins: Vec<String>,
+    /// What all transactions hold at the moment.
+    envelope_octets: usize,
 }
 
 /// What the caller does after a call of [`Session::receive`].
@@ -126,8 +138,11 @@ pub struct Transaction {
     /// Where the message goes, each with LF behind it, and how many these are.
     destinations: String,
     destinations_count: usize,
-    /// A recipient and one of its destinations, both counted from 0, and why it failed.
-    shares: Vec<(usize, usize, Option<Reply>)>,
+    /// A recipient and one of its destinations, both counted from 0; and which destination failed, and why.
+    shares: Vec<(u32, u32)>,
+    missing: Vec<(u32, Reply)>,
+    /// What the lists above take of the memory that all transactions share.
+    held: usize,
     /// RCPT commands that were accepted.
     pub recipients: usize,
     /// Whether a RCPT came, accepted or not.
@@ -164,10 +179,18 @@ impl Transaction {
     fn add(&mut self, destination: &str) {
         let known = self.destinations().position(|known| known == destination);
         if known.is_none() {
-            self.destinations.extend([destination, "\n"]);
+            add_line(&mut self.destinations, destination);
             self.destinations_count += 1;
         }
-        self.shares.push((self.recipients, known.unwrap_or(self.destinations_count - 1), None));
+        self.shares.push((self.recipients as u32, known.unwrap_or(self.destinations_count - 1) as u32));
+    }
+
+    /// Notes what the lists take, in the sum of all transactions, too.
+    fn settle(&mut self, all: &mut usize) {
+        let shares = self.shares.capacity() * size_of::<(u32, u32)>();
+        let held =
+            self.paths.capacity() + self.destinations.capacity() + shares + self.destinations_count * COPY_OCTETS;
+        *all = (*all + held).saturating_sub(std::mem::replace(&mut self.held, held));
     }
 }
 
@@ -193,13 +216,16 @@ pub struct Session {
     pub id: u64,
     /// Whether LMTP is spoken.
     pub lmtp: bool,
-    peer: Peer,
+    /// Who is at the other end.
+    pub peer: Peer,
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
     origin: String,
     transaction: Option<Box<Transaction>>,
     transactions: u32,
+    /// Commands that were refused since a message was stored.
+    errors: u32,
     logged_in: bool,
     /// Reads the text of messages, and looks at commands, too: a peer that never sent a CR may end lines with LF.
     decoder: DataDecoder,
@@ -222,6 +248,7 @@ impl Session {
             origin: String::new(),
             transaction: None,
             transactions: 0,
+            errors: 0,
             logged_in: false,
             decoder: DataDecoder::new(Framing::Dot, settings.line_end, !settings.strict),
             hint: None,
@@ -245,6 +272,21 @@ impl Session {
     /// The transaction under way.
     pub fn transaction(&self) -> Option<&Transaction> {
         self.transaction.as_deref()
+    }
+
+    /// Whether the peer never said anything that a client says first.
+    pub const fn is_stranger(&self) -> bool {
+        self.hello.is_none() && self.is_probe()
+    }
+
+    /// Whether no mail was offered so far.
+    pub const fn is_probe(&self) -> bool {
+        self.transactions == 0
+    }
+
+    /// Whether a command comes next, or what answers a challenge; else a line or a text has begun.
+    pub const fn awaits_command(&self) -> bool {
+        matches!(self.phase, Phase::Command | Phase::Login { .. })
     }
 
     /// Whether a message is coming in or on its way to the store.
@@ -292,12 +334,12 @@ impl Session {
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         let failure = match outcome {
-            Outcome::Stored => None,
-            Outcome::Refused(reply) => Some(reply),
-            Outcome::Missing(missing, reply) => {
-                let shares = transaction.shares.iter_mut().filter(|(_, destination, _)| *destination == missing);
-                return shares.for_each(|(.., failure)| *failure = Some(reply));
+            Outcome::Stored => {
+                self.errors = 0;
+                None
             }
+            Outcome::Refused(reply) => Some(reply),
+            Outcome::Missing(missing, reply) => return transaction.missing.push((missing as u32, reply)),
         };
         self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients } else { 1 }, failure };
         self.answer(spare, replies);
@@ -306,9 +348,9 @@ impl Session {
     /// Writes as many of the final replies as there is room for.
     fn answer(&mut self, spare: &mut Spare, replies: &mut Vec<u8>) {
         while let (Phase::Answering { left, failure }, true) = (self.phase, replies.len() <= REPLIES_FULL) {
-            let Some(Transaction { id, recipients, shares, .. }) = self.transaction() else { return };
-            let mine = shares.iter().filter(|(recipient, ..)| recipient + left == *recipients);
-            match failure.or(mine.filter_map(|(.., failure)| *failure).next()) {
+            let Some(Transaction { id, recipients, shares, missing, .. }) = self.transaction() else { return };
+            let is_mine = |destination| shares.contains(&((recipients - left) as u32, destination));
+            match failure.or(missing.iter().find(|(destination, _)| is_mine(*destination)).map(|(_, reply)| *reply)) {
                 Some(reply) => reply.write(replies),
                 None => append(replies, &["250 2.0.0 ", id.as_str(), " Message accepted for delivery\r\n"]),
             }
@@ -349,7 +391,11 @@ impl Session {
             _ => Command::parse(text, syntax),
         };
         let command = command.map_err(|reply| self.refuse_line(reply, text, behind, turn));
-        if let Err(reply) = command.and_then(|command| self.command(command, behind, turn)) {
+        if let Err(mut reply) = command.and_then(|command| self.command(command, behind, turn)) {
+            self.errors += u32::from(reply.0.starts_with('5'));
+            if self.errors > turn.errors_max && !matches!(self.phase, Phase::Closed) {
+                reply = self.close(Reply::TOO_MANY_ERRORS);
+            }
             reply.write(turn.replies);
         }
         line.len()
@@ -477,8 +523,9 @@ impl Session {
         refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
         let transaction = self.transaction.insert(turn.spare.transactions.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
-        transaction.paths.extend([path, "\n"]);
+        add_line(&mut transaction.paths, path);
         transaction.reverse_path_octets = path.len();
+        transaction.settle(&mut turn.spare.envelope_octets);
         if self.origin.is_empty() {
             self.introduce("", turn.spare);
         }
@@ -490,21 +537,25 @@ impl Session {
     }
 
     fn rcpt(&mut self, forward_path: &Path<'_>, turn: &mut Turn<'_>) -> Result<(), Reply> {
-        let Turn { settings, directory, replies, .. } = turn;
+        let Turn { settings, directory, replies, spare, .. } = turn;
         let transaction = self.open_transaction()?;
         transaction.addressed = true;
         let path = forward_path.as_str();
         // Without the line feeds behind the paths.
-        let paths = transaction.paths.len() - 1 - transaction.recipients;
-        let octets = paths + transaction.destinations.len() + path.len();
-        let full = transaction.recipients >= settings.recipients_max || octets > settings.envelope_octets_max;
-        refuse_if(full, Reply::TOO_MANY_RECIPIENTS)?;
+        let octets = transaction.paths.len() - 1 - transaction.recipients + transaction.destinations.len() + path.len();
+        let long = octets > settings.envelope_octets_max && transaction.recipients >= RECIPIENTS_LEAST;
+        refuse_if(long || transaction.recipients >= settings.recipients_max, Reply::TOO_MANY_RECIPIENTS)?;
         refuse_if(!transaction.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
-        let (destinations, shares) = (transaction.destinations.len(), transaction.shares.len());
-        let destinations_count = transaction.destinations_count;
+        let Transaction { destinations_count, held, .. } = *transaction;
+        let [paths, destinations] = [&transaction.paths, &transaction.destinations].map(String::len);
+        let shares = transaction.shares.len();
         let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
-        let fits = refuse_if(transaction.destinations_count > settings.destinations_max, Reply::TOO_MANY_RECIPIENTS);
-        if let Err(line) = fits.map_err(<&str>::from).and(found) {
+        add_line(&mut transaction.paths, path);
+        transaction.settle(&mut spare.envelope_octets);
+        let full = transaction.destinations_count > settings.destinations_max
+            || transaction.held > held && spare.envelope_octets > ENVELOPES_OCTETS_MAX;
+        if let Err(line) = refuse_if(full, Reply::TOO_MANY_RECIPIENTS).map_err(<&str>::from).and(found) {
+            transaction.paths.truncate(paths);
             transaction.destinations.truncate(destinations);
             transaction.destinations_count = destinations_count;
             transaction.shares.truncate(shares);
@@ -515,7 +566,6 @@ impl Session {
             }
             return Ok(());
         }
-        transaction.paths.extend([path, "\n"]);
         transaction.recipients += 1;
         append(replies, &["250 2.1.5 <", path, ">... Recipient ok\r\n"]);
         Ok(())
@@ -557,7 +607,7 @@ impl Session {
         let alone = transaction.destinations_count <= 1;
         for (recipient, forward_path) in transaction.forward_paths().enumerate().filter(|_| alone) {
             // Nor is one listed whose mail is dropped.
-            if transaction.shares.binary_search_by_key(&recipient, |share| share.0).is_ok() {
+            if transaction.shares.binary_search_by_key(&(recipient as u32), |share| share.0).is_ok() {
                 append(content, &["Delivered-To: ", forward_path, line_end]);
             }
         }
@@ -686,10 +736,9 @@ impl Session {
     /// Ends the transaction; its memory is for others to use again.
     fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
-        let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
-        let octets =
-            paths.capacity() + destinations.capacity() + size_of::<(usize, usize, Option<Reply>)>() * shares.capacity();
-        if octets <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
+        spare.envelope_octets -= transaction.held;
+        if transaction.held <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
+            let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
             paths.clear();
             destinations.clear();
             shares.clear();
@@ -697,6 +746,14 @@ impl Session {
             spare.transactions.push(transaction);
         }
     }
+}
+
+/// Adds a text and LF behind it. There is never room for much more, as all transactions share the memory.
+fn add_line(texts: &mut String, text: &str) {
+    if texts.capacity() - texts.len() <= text.len() {
+        texts.reserve_exact(PATHS_GROWTH.max(text.len() + 1));
+    }
+    texts.extend([text, "\n"]);
 }
 
 /// Texts with LF behind each.

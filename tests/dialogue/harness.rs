@@ -57,6 +57,7 @@ pub struct Driver {
     settings: Settings,
     now: SystemTime,
     storage: Result<u64, Reply>,
+    errors_max: u32,
     outcome: Outcome,
     /// The destination that has it not, of those that have.
     missing: Option<usize>,
@@ -78,6 +79,7 @@ impl Driver {
         let mut settings = mailchute::Config::default().protocol;
         settings.hostname = "mail.example".to_owned();
         let (mut dialect, mut storage, mut outcome, mut missing) = (Dialect::Smtp, Ok(u64::MAX), Outcome::Stored, None);
+        let mut errors_max = u32::MAX;
         for option in options.split_whitespace() {
             let (name, number) = option.split_once('=').unwrap_or((option, "0"));
             let number: u32 = number.parse().unwrap();
@@ -92,6 +94,7 @@ impl Driver {
                 "keep-crlf" => settings.line_end = LineEnd::Crlf,
                 "room" => storage = Ok(number.into()),
                 "disk-failed" => storage = Err(Reply::STORAGE_FAILED),
+                "errors" => errors_max = number,
                 "missing" => missing = Some(number as usize),
                 "disk-full" => outcome = Outcome::Refused(Reply::STORAGE_FULL),
                 _ => panic!("no such setting: {option}"),
@@ -108,6 +111,7 @@ impl Driver {
             settings,
             now,
             storage,
+            errors_max,
             outcome,
             missing,
             ids,
@@ -132,6 +136,7 @@ impl Driver {
         input.extend_from_slice(octets);
         let storage = if self.session.in_message() { Ok(u64::MAX) } else { self.storage };
         let mut turn = Turn {
+            errors_max: self.errors_max,
             settings: &self.settings,
             now: self.now,
             ids: &mut self.ids,
