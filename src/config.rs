@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
+use crate::privileges::Sandbox;
 use crate::smtp::session::Settings;
 use crate::sweep::Keep;
 
@@ -67,6 +68,10 @@ pub struct Config {
     pub connections_max: usize,
     /// Those of one IPv4 address, or of one IPv6 network of 64 bits; this machine's own have no limit.
     pub connections_per_address_max: usize,
+    /// Who the process is once its sockets are bound: `NAME` or `NAME:GROUP`, or numbers; `None` to stay who it is.
+    pub user: Option<String>,
+    /// Off unless a program asks for it that does nothing else: it holds for the thread that starts the server, too.
+    pub sandbox: Sandbox,
     /// Whether SIGTERM and SIGINT end the loop. A program wants that, in which nobody else has them.
     pub signals: bool,
     pub protocol: Settings,
@@ -92,6 +97,8 @@ impl Default for Config {
             timeout: Duration::from_secs(300),
             connections_max: 1000,
             connections_per_address_max: 50,
+            user: None,
+            sandbox: Sandbox::Off,
             signals: false,
             protocol: Settings {
                 hostname: Some(system_name).filter(|name| is_hostname(name)).unwrap_or_else(|| "localhost".to_owned()),

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, absolute};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,8 +20,10 @@ use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
+use crate::privileges::{Sandbox, become_user, restrict};
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
+use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
 
@@ -36,6 +38,7 @@ const BACKLOG: i32 = 1024;
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const NO_SANDBOX: &str = "no sandbox: this kernel has no Landlock, or that of before Linux 5.19";
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 struct Listener {
@@ -105,6 +108,8 @@ pub struct EventLoop {
     listeners: Vec<Listener>,
     /// Newcomers are taken from now on; later than now when no descriptor was left for one.
     accept_from: Instant,
+    /// Closed for a moment when none is left, so that a newcomer can be told so.
+    spare_descriptor: Option<OwnedFd>,
     server: Server<TcpStream, Disk>,
     /// Takes an octet for each time that the end is asked for, which `stops` gives.
     stopper: Arc<OwnedFd>,
@@ -112,6 +117,8 @@ pub struct EventLoop {
     /// Gives an octet for each time that the table is to be read again.
     reloads: OwnedFd,
     config: Config,
+    /// Where files may be made since the sandbox was entered; anywhere else it has not been.
+    writable: Option<Vec<PathBuf>>,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
 }
@@ -135,11 +142,15 @@ impl EventLoop {
         config.protocol.destinations_max = (files_max / MAILDIR_DESCRIPTORS).clamp(1, config.protocol.destinations_max);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = listen(&config)?;
+        if let Some(user) = &config.user {
+            become_user(user).map_err(io::Error::other)?;
+        }
         // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
         let random = RandomState::new().hash_one(SystemTime::now());
         let opened = Store::open(Disk::new(config.sync), &config, random);
-        let opened = opened.and_then(|mut store| store.prove().map(|()| store));
         let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
+        let writable = enter_sandbox(&config, &recipients)?;
+        store.prove().map_err(|error| unusable(&config.maildir, error))?;
         store.files_max = files_max;
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
@@ -152,7 +163,20 @@ impl EventLoop {
         }
         let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
-        Ok(Self { poll, listeners, accept_from: Instant::now(), server, stopper, stops, reloads, config, end: None })
+        let (accept_from, spare_descriptor) = (Instant::now(), rustix::io::dup(&stops).ok());
+        Ok(Self {
+            poll,
+            listeners,
+            accept_from,
+            spare_descriptor,
+            server,
+            stopper,
+            stops,
+            reloads,
+            config,
+            writable,
+            end: None,
+        })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -228,7 +252,12 @@ impl EventLoop {
 
     fn reload(&mut self) {
         let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
-        match Recipients::load(&self.config) {
+        let read = Recipients::load(&self.config).and_then(|recipients| {
+            let outside = |path: &&str| !self.writable.as_ref().is_none_or(|writable| is_below(writable, path));
+            let outside = recipients.maildirs().find(outside).map(str::to_owned);
+            outside.map_or(Ok(recipients), |path| Err(format!("{path} is outside of the sandbox: restart needed")))
+        });
+        match read {
             Ok(recipients) => {
                 info!("the table of recipients is read again");
                 self.server.recipients = recipients;
@@ -259,8 +288,18 @@ impl EventLoop {
                     }
                     // Waiting helps, trying at once does not.
                     Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)) => {
-                        warn!("no room for a newcomer: {error}; those who are here go on");
+                        // Once, however long it lasts.
+                        if now.instant > self.accept_from + Duration::from_secs(1) {
+                            warn!("no room for newcomers: {error}; those who are here go on");
+                        }
                         self.accept_from = now.instant + ACCEPT_PAUSE;
+                        for _ in 0..TURN_ACCEPTS_MAX {
+                            self.spare_descriptor = None;
+                            let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
+                            let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
+                            let _ = rustix::net::send(&socket, reply.as_bytes(), SendFlags::NOSIGNAL);
+                        }
+                        self.spare_descriptor = rustix::io::dup(&self.stops).ok();
                         return;
                     }
                     // That one newcomer went away again.
@@ -291,6 +330,34 @@ fn share_descriptors(config: &mut Config) -> usize {
         warn!("room for {connections_max} connections only: {current} descriptors may be open, {wanted} are wanted");
     }
     files_max
+}
+
+/// Enters the sandbox, if that is asked for and can be done. Where files may be made since then: in each Maildir and root of
+/// mailboxes, or where it is not there yet in the directory that it would be in.
+fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Option<Vec<PathBuf>>> {
+    if config.sandbox == Sandbox::Off {
+        return Ok(None);
+    }
+    let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
+    let named = [&config.maildir].into_iter().chain(&config.mailboxes).map(PathBuf::as_path);
+    let written: Vec<_> = named.chain(recipients.maildirs().map(Path::new)).filter_map(whole).collect();
+    let read: Vec<_> = config.recipients.iter().filter_map(|path| parent(path)).collect();
+    let places = config.listen.iter().flatten().chain(&config.lmtp);
+    let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
+    match restrict(&written, &read, &sockets.collect::<Vec<_>>()) {
+        Ok(()) => info!("sandbox: Landlock; nothing is written but in {} directories", written.len()),
+        Err(_) if config.sandbox == Sandbox::Require => return Err(io::Error::other(NO_SANDBOX)),
+        Err(_) => {
+            info!("{NO_SANDBOX}");
+            return Ok(None);
+        }
+    }
+    Ok(Some(written))
+}
+
+fn is_below(directories: &[PathBuf], path: &str) -> bool {
+    absolute(path).is_ok_and(|path| directories.iter().any(|directory| path.starts_with(directory)))
 }
 
 fn listen(config: &Config) -> io::Result<Vec<Listener>> {

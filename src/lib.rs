@@ -6,6 +6,7 @@ pub mod delivery;
 pub mod event_loop;
 pub mod fs;
 pub mod maildir;
+pub mod privileges;
 pub mod recipients;
 pub mod server;
 pub mod smtp;

@@ -12,6 +12,7 @@ use mailchute::Config;
 use mailchute::config::{Place, is_hostname};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
+use mailchute::privileges::Sandbox;
 use mailchute::smtp::address::Path;
 use mailchute::smtp::data::LineEnd;
 
@@ -46,6 +47,8 @@ Usage: mailchute [OPTION]…
   --max-connections N       number of connections; those beyond are told 421 [1000]
   --max-connections-per-ip N  those of one address, or /64 of IPv6; this machine has no limit [50]
   --grace TIME              time for messages under way when told to stop [8s]
+  --user NAME[:GROUP]       give up root for this user once the sockets are bound [stay who we are]
+  --sandbox WHAT            Landlock: off, auto (where the kernel has it) or require [auto]
   --log LEVEL               off, error, warn, info, debug or trace [info, or RUST_LOG]
   -h, --help                print this and end
   -V, --version             print the version and end
@@ -79,7 +82,7 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
         let Some((name, placeholder, _)) = option else { return Err(argument.unexpected()) };
         flags.push((name, if placeholder.is_empty() { "yes".into() } else { parser.value()? }));
     }
-    let mut config = Config { signals: true, ..Config::default() };
+    let mut config = Config { signals: true, sandbox: Sandbox::Auto, ..Config::default() };
     let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
@@ -135,6 +138,11 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
             config.connections_per_address_max = text.parse().ok().filter(|&count| count > 0)?;
         }
         "grace" => config.grace = time(text)?,
+        "user" if !text.is_empty() => config.user = Some(text.to_owned()),
+        "sandbox" => {
+            let choices = [("off", Sandbox::Off), ("auto", Sandbox::Auto), ("require", Sandbox::Require)];
+            config.sandbox = choice(text, &choices)?;
+        }
         "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
         _ => return None,
     }

@@ -93,6 +93,15 @@ impl Recipients {
         self.table.any_domain
     }
 
+    /// The Maildirs that the table names.
+    pub fn maildirs(&self) -> impl Iterator<Item = &str> {
+        let targets = self.table.rules.values().filter_map(|rule| match rule {
+            Rule::Targets(targets) => Some(targets),
+            _ => None,
+        });
+        targets.flatten().map(String::as_str).filter(|target| is_path(target))
+    }
+
     /// Gives the destinations of a recipient to `take`: none for mail that is dropped, and some perhaps twice. The error is
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, or what the table or `exists` says.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {

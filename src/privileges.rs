@@ -1,0 +1,66 @@
+//! What the process gives up once it has its sockets and directories: root, and all files but those of the mail.
+
+use std::io;
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    Scope, path_beneath_rules,
+};
+use nix::unistd::{Gid, Group, Uid, User, geteuid, setgid, setgroups, setuid};
+
+/// Whether the kernel is asked to refuse whatever this server does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Never.
+    Off,
+    /// Where it can.
+    Auto,
+    /// And where it can't, the server does not start.
+    Require,
+}
+
+/// Becomes `user`, a `NAME` or `NAME:GROUP` that may be numbers, with no other group and no way back. The error says why not.
+pub(crate) fn become_user(user: &str) -> Result<(), String> {
+    let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
+    let number: Option<u32> = name.parse().ok();
+    // Where there are no names, as in a container, a number is enough.
+    let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(Uid::from_raw(number)));
+    let found = found.ok().flatten();
+    let uid = number.map(Uid::from_raw).or(found.as_ref().map(|user| user.uid));
+    let gid = match group {
+        Some(group) => group.parse().ok().map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid)),
+        None => found.map(|user| user.gid).or(number.map(Gid::from_raw)),
+    };
+    let (Some(uid), Some(gid)) = (uid, gid) else { return Err(format!("no such user or group: {user}")) };
+    if geteuid() != uid {
+        let changed = setgroups(&[gid]).and_then(|()| setgid(gid)).and_then(|()| setuid(uid));
+        let denied = |errno| format!("can't become user {user}: {}; only root can", io::Error::from(errno));
+        changed.map_err(denied)?;
+    }
+    let back =
+        uid.is_root() || setuid(Uid::from_raw(0)).is_ok() || (gid.as_raw() != 0 && setgid(Gid::from_raw(0)).is_ok());
+    if back { Err(format!("user {user} would be root, or could be again")) } else { Ok(()) }
+}
+
+/// Has the kernel (Landlock) refuse this thread, and all that it starts, any other use of files than to make, write, list, move and
+/// remove some below `written`, to read some below `read`, and to remove some below `emptied`; running programs; connections; and
+/// signals to others. Links that were followed and file systems that were mounted since then are others. The error says what the
+/// kernel lacks: its first version, of Linux 5.13 to 5.18, has no way to move a file to another directory.
+pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf]) -> Result<(), RulesetError> {
+    let write = AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir;
+    let write = write | AccessFs::RemoveFile | AccessFs::Refer;
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::Refer)?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V5))?
+        .handle_access(AccessNet::from_all(ABI::V4))?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .add_rules(path_beneath_rules(written, write))?
+        .add_rules(path_beneath_rules(read, AccessFs::ReadFile))?
+        .add_rules(path_beneath_rules(emptied, AccessFs::RemoveFile))?
+        .restrict_self()?;
+    Ok(())
+}
