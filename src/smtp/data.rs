@@ -101,10 +101,8 @@ impl DataDecoder {
         // A run goes on over line ends that stay what they are. Where CRLF becomes LF, the LF begins the next run.
         let mut run = 0;
         let mut line = 0;
-        let mut length = 0;
-        while let Some(found) = newline(&input[line..], length) {
-            length = found;
-            let end = line + found;
+        while let Some(length) = memchr2(CR, LF, &input[line..]) {
+            let end = line + length;
             if self.lf_session || !input[end..].starts_with(b"\r\n") {
                 sink(&input[run..end]);
                 return end;
@@ -191,36 +189,4 @@ impl DataDecoder {
     pub fn note_line_end(&mut self, octets: &[u8]) {
         self.lf_session = self.lf_session && memchr(CR, octets).is_none();
     }
-}
-
-/// Where the first CR or LF of `text` is, looked for first where the line before had its own: most octets of mail are
-/// base64, whose lines are all of one length. To find that a line is as long as the last one is faster than to find how
-/// long it is, as no search has to end before the next one can begin.
-#[inline]
-fn newline(text: &[u8], length: usize) -> Option<usize> {
-    match text.split_at_checked(length) {
-        Some((line, [CR, ..])) if is_plain(line) => Some(length),
-        _ => memchr2(CR, LF, text),
-    }
-}
-
-/// Whether `line` surely has neither CR nor LF. Not sure of lines too short to be worth it, nor of VT and FF.
-#[inline]
-fn is_plain(line: &[u8]) -> bool {
-    const LANES: usize = 32;
-    let Some(last) = line.last_chunk::<LANES>() else { return false };
-    // The least distance above LF in each lane: two vector operations for each load, and one question for the line.
-    let mut least = [u8::MAX; LANES];
-    line.chunks_exact(LANES).chain([&last[..]]).for_each(|block| {
-        for (least, octet) in least.iter_mut().zip(block) {
-            *least = octet.wrapping_sub(LF).min(*least);
-        }
-    });
-    // More than the two lowest bits are set in each. Eight at a time, which compilers do not find by themselves.
-    const EACH: u64 = u64::MAX / 255;
-    let mut words = least.chunks_exact(8).filter_map(|lanes| Some(u64::from_ne_bytes(*lanes.first_chunk()?)));
-    words.all(|lanes| {
-        let high = lanes & (EACH * u64::from(!(CR - LF)));
-        high.wrapping_sub(EACH) & !high & (EACH << 7) == 0
-    })
 }
