@@ -117,6 +117,13 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The most memory that a server takes, in octets, resident and beside the kernel's for sockets: that of the program, of
+    /// blocks, envelopes and open Maildirs, of each connection with two small buffers, and of the table, when it is read again.
+    pub fn memory_max(&self) -> u64 {
+        let table = self.recipients.as_ref().and_then(|path| Some(path.metadata().ok()?.len())).unwrap_or(0);
+        (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 24
+    }
+
     /// Whose connections are taken, also where mail for any domain is, which others would flood: private ones by default.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
         if self.allow_from.is_empty() {

@@ -202,6 +202,8 @@ impl EventLoop {
             let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
             info!("listening on {}{protocol}", listener.place);
         }
+        let (memory, connections) = (self.config.memory_max().div_ceil(1 << 20), self.config.connections_max);
+        info!("memory: at most {memory} MiB with {connections} connections");
         let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
         info!("storing mail in {}", path.display());
         let mut events = Events::with_capacity(1024);

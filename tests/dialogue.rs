@@ -82,6 +82,7 @@ dialogues! {
     device_xerox_login
     disk_full
     dropped
+    errors
     http_connect
     http_get
     http_post

@@ -439,7 +439,7 @@ impl Session {
             Command::Vrfy => Reply::CANNOT_VERIFY,
             Command::Help => Reply::HELP,
             Command::Auth(argument) => self.auth(argument, turn.settings)?,
-            Command::Expn | Command::StartTls => Reply::NOT_IMPLEMENTED,
+            Command::Expn | Command::StartTls => return Err(Reply::NOT_IMPLEMENTED),
         };
         reply.write(turn.replies);
         Ok(())

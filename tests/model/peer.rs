@@ -160,6 +160,11 @@ impl Client {
         self.pipe.borrow().closed
     }
 
+    /// Whether the server let go of its end.
+    pub fn is_let_go(&self) -> bool {
+        Rc::strong_count(&self.pipe) == 1
+    }
+
     /// Sends no more, and goes.
     pub fn hang_up(&self) {
         self.pipe.borrow_mut().closed = true;
@@ -326,10 +331,29 @@ impl World {
 
     /// A new client with mail for these users.
     pub fn connect_to(&mut self, users: &[&str], dialect: Dialect, mails: Vec<Mail>) -> usize {
-        let (mut client, transport) = Client::to(users, dialect, mails);
-        client.key = self.server.accept(transport, Peer::Local, dialect, self.now);
+        self.arrive(Peer::Local, dialect, Client::to(users, dialect, mails))
+    }
+
+    /// A client from this address, which says what it is told to; its index, and what it hears first.
+    pub fn visit(&mut self, address: &str) -> (usize, String) {
+        let client = self.arrive(Peer::Address(address.parse().unwrap()), Dialect::Smtp, Client::new(Vec::new()));
+        let greeting = self.say(client, "");
+        (client, greeting)
+    }
+
+    fn arrive(&mut self, peer: Peer, dialect: Dialect, (mut client, transport): (Client, Transport)) -> usize {
+        client.key = self.server.accept(transport, peer, dialect, self.now);
         self.clients.push(client);
         self.clients.len() - 1
+    }
+
+    /// Lets time pass as the loop would: the server has its turn when it asked for it, and at the end.
+    pub fn wait(&mut self, time: Duration) {
+        let end = self.now.instant + time;
+        while self.now.instant < end {
+            let until = self.server.next_deadline(self.now.instant).max(Duration::from_millis(1));
+            self.pass(until.min(end - self.now.instant));
+        }
     }
 
     /// Has a client say something, and gives the replies, once the server waits for it again.
