@@ -546,14 +546,14 @@ impl Session {
         let long = octets > settings.envelope_octets_max && transaction.recipients >= RECIPIENTS_LEAST;
         refuse_if(long || transaction.recipients >= settings.recipients_max, Reply::TOO_MANY_RECIPIENTS)?;
         refuse_if(!transaction.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
-        let Transaction { destinations_count, held, .. } = *transaction;
+        let destinations_count = transaction.destinations_count;
         let [paths, destinations] = [&transaction.paths, &transaction.destinations].map(String::len);
         let shares = transaction.shares.len();
         let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
         add_line(&mut transaction.paths, path);
         transaction.settle(&mut spare.envelope_octets);
-        let full = transaction.destinations_count > settings.destinations_max
-            || transaction.held > held && spare.envelope_octets > ENVELOPES_OCTETS_MAX;
+        let full =
+            transaction.destinations_count > settings.destinations_max || spare.envelope_octets > ENVELOPES_OCTETS_MAX;
         if let Err(line) = refuse_if(full, Reply::TOO_MANY_RECIPIENTS).map_err(<&str>::from).and(found) {
             transaction.paths.truncate(paths);
             transaction.destinations.truncate(destinations);
