@@ -3,7 +3,7 @@
 
 use std::str;
 
-use super::address::{DOMAIN_OCTETS_MAX, Path, after_domain, is_ldh};
+use super::address::{DOMAIN_OCTETS_MAX, Path, domain_octets, is_ldh};
 use super::reply::Reply;
 
 /// How commands are read: forgiving towards devices, as by default, or to the letter.
@@ -109,7 +109,7 @@ impl<'a> Command<'a> {
 }
 
 fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let good = is_text(name) && (!syntax.strict || after_domain(name, syntax) == Some(""));
+    let good = is_text(name) && (!syntax.strict || domain_octets(name, syntax) == Some(name.len()));
     if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello(hello, name)) } else { Err(Reply::BAD_NAME) }
 }
 
@@ -134,7 +134,7 @@ fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters
     for word in text.get(1..).into_iter().flat_map(|text| words(text, syntax)) {
         let (keyword, value) = word.split_once('=').map_or((word, None), |(keyword, value)| (keyword, Some(value)));
         let is_value = |value| is_text(value) && !(syntax.strict && (value.is_empty() || value.contains('=')));
-        if keyword.is_empty() || !keyword.chars().all(is_ldh) || !value.is_none_or(is_value) {
+        if keyword.is_empty() || !keyword.bytes().all(is_ldh) || !value.is_none_or(is_value) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
         let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
@@ -172,7 +172,7 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
     let mut words = words(argument, syntax);
     let mechanism = words.next().unwrap_or_default();
-    let named = mechanism.chars().all(|character| is_ldh(character) || character == '_');
+    let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_');
     let initial_response = words.next();
     initial_response.map_or(Ok(()), |text| nothing(text, false))?;
     if !named || !matches!(mechanism.len(), 1..=20) || words.next().is_some() {
