@@ -241,14 +241,15 @@ impl Table {
                 _ => {
                     let mut targets = Vec::new();
                     for text in value.split(',').map(str::trim) {
-                        aliases.extend((!is_path(text)).then_some(text));
-                        targets.push(target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?);
+                        let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
+                        aliases.extend((!is_path(&target)).then(|| (text, target.clone(), false)));
+                        targets.push(target);
                     }
                     Rule::Targets(targets)
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
-            names.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone())));
+            names.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone(), true)));
             let (domain, _) = address.split_once('@').unwrap_or_default();
             if !domain.is_empty() {
                 self.serve(domain);
@@ -257,27 +258,24 @@ impl Table {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        for (text, address) in aliases.into_iter().filter_map(|text| Some((text, key(text)?))) {
+        for (text, address, stands_for_others) in aliases.into_iter().chain(names) {
             let (domain, _) = address.split_once('@').unwrap_or_default();
-            let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
-                Ok(true) if domain.is_empty() || self.serves(domain) => continue,
-                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself, or through more than 16 others",
-                Err(_) => "is refused",
-                Ok(_) => "has no mailbox here, and this server sends nothing on",
-            };
-            return Err(wrong(text, what));
-        }
-        for (name, address) in names {
             let mut found: Vec<String> = Vec::new();
             let mut count = |destination: &mut String, _: Option<&str>, _| {
                 let is_new = found.len() <= destinations_max && !found.contains(destination);
                 found.extend(is_new.then(|| destination.clone()));
                 Ok(())
             };
-            let _ = self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count);
-            if found.len() > destinations_max {
-                return Err(wrong(name, "stands for more mailboxes than one message may go to"));
-            }
+            let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count) {
+                Ok(true) if stands_for_others && found.len() > destinations_max => {
+                    "stands for more mailboxes than one message may go to"
+                }
+                Ok(true) if domain.is_empty() || self.serves(domain) => continue,
+                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself, or through more than 16 others",
+                Err(_) => "is refused",
+                Ok(_) => "has no mailbox here, and this server sends nothing on",
+            };
+            return Err(wrong(text, what));
         }
         Ok(())
     }
