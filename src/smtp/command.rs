@@ -171,14 +171,11 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
 /// initial response, in base64 which isn't proven here, empty where `=` was sent.
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
     let mut words = words(argument, syntax);
-    let mechanism = words.next().unwrap_or_default();
-    let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_');
-    let initial_response = words.next();
-    initial_response.map_or(Ok(()), |text| nothing(text, false))?;
-    if !named || !matches!(mechanism.len(), 1..=20) || words.next().is_some() {
-        return Err(Reply::BAD_ARGUMENT);
-    }
-    Ok((mechanism, initial_response.map(|text| if text == "=" { "" } else { text })))
+    let (mechanism, initial_response) = (words.next().unwrap_or_default(), words.next());
+    nothing(initial_response.unwrap_or_default(), false)?;
+    let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_') && matches!(mechanism.len(), 1..=20);
+    let login = (mechanism, initial_response.map(|text| if text == "=" { "" } else { text }));
+    if named && words.next().is_none() { Ok(login) } else { Err(Reply::BAD_ARGUMENT) }
 }
 
 /// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
