@@ -160,22 +160,21 @@ fn is_number(text: &str) -> bool {
 }
 
 fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let mut words = words(argument, syntax);
-    let octets = words.next().filter(|word| is_number(word)).and_then(|number| number.parse().ok());
-    let last = words.next();
-    let good = last.is_none_or(|word| word.eq_ignore_ascii_case("LAST")) && words.next().is_none();
+    let [number, last, more] = three_words(argument, syntax);
+    let octets = number.filter(|number| is_number(number)).and_then(|number| number.parse().ok());
+    let good = more.is_none() && last.is_none_or(|word| word.eq_ignore_ascii_case("LAST"));
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
 /// The argument of AUTH, or 501: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an
 /// initial response, in base64 which isn't proven here, empty where `=` was sent.
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
-    let mut words = words(argument, syntax);
-    let (mechanism, initial_response) = (words.next().unwrap_or_default(), words.next());
+    let [mechanism, initial_response, more] = three_words(argument, syntax);
+    let mechanism = mechanism.unwrap_or_default();
     nothing(initial_response.unwrap_or_default(), false)?;
     let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_') && matches!(mechanism.len(), 1..=20);
     let login = (mechanism, initial_response.map(|text| if text == "=" { "" } else { text }));
-    if named && words.next().is_none() { Ok(login) } else { Err(Reply::BAD_ARGUMENT) }
+    if named && more.is_none() { Ok(login) } else { Err(Reply::BAD_ARGUMENT) }
 }
 
 /// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
@@ -203,6 +202,12 @@ fn nothing(argument: &str, strict: bool) -> Result<(), Reply> {
 /// Whether `text` is printable ASCII. A space at its start is one that strict syntax has no place for.
 fn is_text(text: &str) -> bool {
     text.bytes().all(|octet| matches!(octet, b' '..=b'~')) && !text.starts_with(' ')
+}
+
+/// The first words: who takes two of them minds the third.
+fn three_words(text: &str, syntax: Syntax) -> [Option<&str>; 3] {
+    let mut words = words(text, syntax);
+    [words.next(), words.next(), words.next()]
 }
 
 fn words(text: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
