@@ -165,11 +165,9 @@ fn place(value: &str) -> Option<Place> {
 /// A network, or one address.
 fn network(value: &str) -> Option<IpNet> {
     let network = value.parse().ok().or_else(|| value.parse::<IpAddr>().ok().map(IpNet::from))?;
-    match (network, network.addr().to_canonical()) {
+    match (network.addr(), network.addr().to_canonical()) {
         // Peers have no such addresses: they are IPv4's.
-        (IpNet::V6(network), IpAddr::V4(address)) => {
-            IpNet::new(address.into(), network.prefix_len().checked_sub(96)?).ok()
-        }
+        (IpAddr::V6(_), address @ IpAddr::V4(_)) => IpNet::new(address, network.prefix_len().checked_sub(96)?).ok(),
         _ => Some(network),
     }
 }

@@ -5,7 +5,7 @@
 //! mailboxes, where none is either; or nothing, the main Maildir.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use crate::config::Config;
@@ -19,8 +19,6 @@ const LOOK_UPS_MAX: u32 = 17;
 /// What is known of an address.
 #[derive(Debug)]
 enum Rule {
-    /// Nothing but that its domain is served.
-    Served,
     /// Its mail goes to these destinations and to those of these addresses, or nowhere.
     Targets(Vec<String>),
     /// It is answered with this line, so many times more; then as if the rule were not there.
@@ -44,10 +42,10 @@ pub struct Recipients {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// By `domain@local-part` or a part of it: the address without its tag, `domain@` for all of a domain, `@local-part`
-    /// at any domain, `domain` for one that is served, `.domain` for all below it.
+    /// Those that are served, `.domain` for all below one; none for any.
+    domains: HashSet<String>,
+    /// By `domain@local-part`: an address with its tag or without, `domain@` for all of a domain, `@local-part` at any.
     rules: HashMap<String, Rule>,
-    any_domain: bool,
     /// Whose a recipient without a domain is.
     own_domain: String,
     /// Who has neither a rule nor a Maildir has no mailbox.
@@ -64,7 +62,6 @@ impl Recipients {
     pub fn load(config: &Config) -> Result<Self, String> {
         let mut table = Table {
             own_domain: config.protocol.hostname.to_ascii_lowercase(),
-            any_domain: true,
             closed: config.recipients.is_some() || config.mailboxes.is_some(),
             mailboxes: config.mailboxes.is_some(),
             create: config.create_mailboxes,
@@ -73,12 +70,12 @@ impl Recipients {
             ..Table::default()
         };
         for domain in config.domains.iter().rev().map(|domain| domain.trim_end_matches('.').to_ascii_lowercase()) {
-            table.serve(domain.trim_start_matches('*'));
+            table.domains.insert(domain.trim_start_matches('*').to_owned());
             if !domain.starts_with('*') {
                 table.own_domain = domain;
             }
         }
-        table.one_domain = table.rules.len() == 1 && table.rules.contains_key(&table.own_domain);
+        table.one_domain = table.domains.len() == 1 && table.domains.contains(&table.own_domain);
         if let Some(file) = &config.recipients {
             let octets = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
             table
@@ -90,7 +87,7 @@ impl Recipients {
 
     /// Whether mail is accepted for any domain.
     pub fn serve_any_domain(&self) -> bool {
-        self.table.any_domain
+        self.table.domains.is_empty()
     }
 
     /// The Maildirs that the table names.
@@ -106,7 +103,7 @@ impl Recipients {
     /// 550 5.7.1 where its domain is not served, 550 5.1.1 where it has no mailbox, or what the table or `exists` says.
     pub fn resolve(&mut self, path: &Path<'_>, exists: Exists<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         let Self { table, address, destination } = self;
-        if table.rules.is_empty() && !table.mailboxes && !table.closed {
+        if table.domains.is_empty() && !table.closed {
             take(MAIN);
             return Ok(());
         }
@@ -114,7 +111,7 @@ impl Recipients {
         let (domain, local_part) = address.split_once('@').unwrap_or_default();
         // Ways of old to have mail sent on: in such a local part stands the true address.
         let routed = local_part.contains(['@', '%', '!']) && !table.rules.contains_key(address.as_str());
-        if routed && !table.any_domain || path.domain().is_some() && !table.serves(domain) {
+        if routed && !table.domains.is_empty() || path.domain().is_some() && !table.serves(domain) {
             return Err(Reply::RELAYING_DENIED.into());
         }
         // Somebody always answers for this server (RFC 5321 4.5.1), whatever the table says.
@@ -141,16 +138,11 @@ impl Recipients {
 }
 
 impl Table {
-    fn serve(&mut self, domain: &str) {
-        self.any_domain = false;
-        self.rules.insert(domain.to_owned(), Rule::Served);
-    }
-
     /// Whether a domain is served, or all below one that it is below.
     fn serves(&self, domain: &str) -> bool {
         let name = domain.trim_start_matches('.');
         let below = || name.find('.').is_some_and(|dot| self.serves(&name[dot..]));
-        self.any_domain || self.rules.contains_key(domain) || below()
+        self.domains.is_empty() || self.domains.contains(domain) || below()
     }
 
     fn split_tag<'a>(&self, local_part: &'a str) -> (&'a str, Option<&'a str>) {
@@ -170,7 +162,7 @@ impl Table {
         let mut known = false;
         for (name, tag) in [(address, None), (untagged, tag), (anywhere, None), (untagged_anywhere, tag), (all, None)] {
             match self.rules.get(name) {
-                None | Some(Rule::Served) => {}
+                None => {}
                 Some(Rule::Reply(_, times)) if times.get() == 0 => known = true,
                 Some(Rule::Reply(line, times)) => {
                     times.set(times.get() - u32::from(times.get() != u32::MAX));
@@ -250,43 +242,41 @@ impl Table {
                 _ => {
                     let mut targets = Vec::new();
                     for text in value.split(',').map(str::trim) {
-                        aliases.extend((!is_path(text)).then_some(text));
-                        targets.push(target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?);
+                        let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
+                        aliases.extend((!is_path(&target)).then(|| (text, target.clone(), false)));
+                        targets.push(target);
                     }
                     Rule::Targets(targets)
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
-            names.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone())));
+            names.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone(), true)));
             let (domain, _) = address.split_once('@').unwrap_or_default();
             if !domain.is_empty() {
-                self.serve(domain);
+                self.domains.insert(domain.to_owned());
             }
             if self.rules.insert(address, rule).is_some() {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        for (text, address) in aliases.into_iter().filter_map(|text| Some((text, key(text)?))) {
+        for (text, address, stands_for_others) in aliases.into_iter().chain(names) {
             let (domain, _) = address.split_once('@').unwrap_or_default();
-            let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut |_, _, _| Ok(())) {
-                Ok(true) if domain.is_empty() || self.serves(domain) => continue,
-                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself, or through more than 16 others",
-                Err(_) => "is refused",
-                Ok(_) => "has no mailbox here, and this server sends nothing on",
-            };
-            return Err(wrong(text, what));
-        }
-        for (name, address) in names {
             let mut found: Vec<String> = Vec::new();
             let mut count = |destination: &mut String, _: Option<&str>, _| {
                 let is_new = found.len() <= destinations_max && !found.contains(destination);
                 found.extend(is_new.then(|| destination.clone()));
                 Ok(())
             };
-            let _ = self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count);
-            if found.len() > destinations_max {
-                return Err(wrong(name, "stands for more mailboxes than one message may go to"));
-            }
+            let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count) {
+                Ok(true) if stands_for_others && found.len() > destinations_max => {
+                    "stands for more mailboxes than one message may go to"
+                }
+                Ok(true) if domain.is_empty() || self.serves(domain) => continue,
+                Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself, or through more than 16 others",
+                Err(_) => "is refused",
+                Ok(_) => "has no mailbox here, and this server sends nothing on",
+            };
+            return Err(wrong(text, what));
         }
         Ok(())
     }

@@ -57,10 +57,11 @@ impl<'a> Path<'a> {
     }
 
     fn read_mailbox(text: &'a str, syntax: Syntax) -> Option<(Self, &'a str)> {
-        let behind = after_local_part(text, syntax)?;
-        let rest = behind.strip_prefix('@').map_or(Some(behind), |domain| after_domain(domain, syntax))?;
-        let local_part_octets = text.len() - behind.len();
-        Some((Self { text: text.strip_suffix(rest)?, local_part_octets }, rest))
+        let local_part_octets = local_part_octets(text, syntax)?;
+        let domain = text.get(local_part_octets..)?.strip_prefix('@');
+        let domain_octets = domain.map_or(Some(0), |domain| Some(1 + domain_octets(domain, syntax)?))?;
+        let (text, rest) = text.split_at_checked(local_part_octets + domain_octets)?;
+        is_harmless(text).then_some((Self { text, local_part_octets }, rest))
     }
 
     /// Whether there is all that a `Mailbox` has; lenient syntax does without the domain.
@@ -98,51 +99,45 @@ impl<'a> Path<'a> {
 fn after_route(text: &str, syntax: Syntax) -> Option<&str> {
     let Some(route) = text.strip_prefix('@') else { return Some(text) };
     let (hops, mailbox) = route.split_once(':')?;
-    let is_hop = |hop: &str| hop.is_ascii() && !hop.starts_with('[') && after_domain(hop, syntax) == Some("");
-    hops.split(",@").all(is_hop).then_some(mailbox)
+    let is_name = |hop: &str| !hop.starts_with('[') && domain_octets(hop, syntax) == Some(hop.len());
+    (hops.is_ascii() && hops.split(",@").all(is_name)).then_some(mailbox)
 }
 
-/// What stands behind the `Local-part`, a `Dot-string` or a `Quoted-string`, at the start of `text`.
-fn after_local_part(text: &str, syntax: Syntax) -> Option<&str> {
-    let quoted = text.strip_prefix('"');
-    let rest = match quoted {
-        Some(quoted) => after_quoted(quoted)?,
-        None => text.trim_start_matches(|character| is_atext(character) || character == '.'),
-    };
-    let local_part = text.strip_suffix(rest)?;
-    let bad_dots = syntax.strict && quoted.is_none() && local_part.split('.').any(str::is_empty);
+/// Octets of the `Local-part`, a `Dot-string` or a `Quoted-string`, at the start of `text`.
+fn local_part_octets(text: &str, syntax: Syntax) -> Option<usize> {
+    // All that is printable is `atext` but `specials` (RFC 5322 3.2.3), of which a `Dot-string` has the dot.
+    let is_special = |octet| matches!(octet, b'"' | b'(' | b')' | b',' | b':'..=b'<' | b'>' | b'@' | b'['..=b']');
+    let is_part = |&octet: &u8| !octet.is_ascii_control() && octet != b' ' && !is_special(octet);
+    let octets = quoted_string_octets(text.as_bytes()).unwrap_or_else(|| text.bytes().take_while(is_part).count());
+    let bad_dots = syntax.strict && !text.starts_with('"') && text.get(..octets)?.split('.').any(str::is_empty);
     // With its quotes (RFC 5321 4.5.3.1.1); the tags of mailing lists outgrow 64.
     let octets_max = if syntax.strict { 64 } else { 255 };
-    (!bad_dots && (1..=octets_max).contains(&local_part.len())).then_some(rest)
+    (!bad_dots && (1..=octets_max).contains(&octets)).then_some(octets)
 }
 
-/// What stands behind the `Quoted-string` whose first quote was read.
-fn after_quoted(text: &str) -> Option<&str> {
-    let mut characters = text.chars();
-    loop {
-        match characters.next()? {
-            '"' => return Some(characters.as_str()),
-            '\\' if !matches!(characters.next()?, ' '..='~') => return None,
-            character if !matches!(character, ' '..='~') && !is_utf8_non_ascii(character) => return None,
-            _ => {}
-        }
+fn quoted_string_octets(text: &[u8]) -> Option<usize> {
+    let mut rest = text.strip_prefix(b"\"")?;
+    while let [b'\\', b' '..=b'~', behind @ ..] | [b' ' | b'!' | b'#'..=b'[' | b']'..=b'~' | 0x80.., behind @ ..] = rest
+    {
+        rest = behind;
     }
+    Some(text.len() - rest.strip_prefix(b"\"")?.len())
 }
 
-/// What stands behind the `Domain` or `address-literal` at the start of `text`, of at most [`DOMAIN_OCTETS_MAX`].
-pub(super) fn after_domain(text: &str, syntax: Syntax) -> Option<&str> {
-    let (good, rest) = if let Some(inside) = text.strip_prefix('[') {
-        let (content, rest) = inside.split_once(']')?;
-        (is_literal(content), rest)
+/// Octets of the `Domain` or `address-literal` at the start of `text`, at most [`DOMAIN_OCTETS_MAX`].
+pub(super) fn domain_octets(text: &str, syntax: Syntax) -> Option<usize> {
+    let (good, octets) = if let Some(inside) = text.strip_prefix('[') {
+        let (content, _) = inside.split_once(']')?;
+        (is_literal(content), content.len() + "[]".len())
     } else {
-        let is_part = |character| is_ldh(character) || character == '.' || (character == '_' && !syntax.strict);
-        let rest = text.trim_start_matches(|character| is_part(character) || is_utf8_non_ascii(character));
-        let name = text.strip_suffix(rest)?;
-        let relative = if syntax.strict { name } else { name.strip_suffix('.').unwrap_or(name) };
-        let hyphens = |label: &str| syntax.strict && (label.starts_with('-') || label.ends_with('-'));
-        (!relative.split('.').any(|label| label.is_empty() || hyphens(label)), rest)
+        let is_part = |octet| is_ldh(octet) || octet == b'.' || (octet == b'_' && !syntax.strict) || octet >= 0x80;
+        let octets = text.bytes().take_while(|&octet| is_part(octet)).count();
+        let name = text.as_bytes().get(..octets)?;
+        let relative = if syntax.strict { name } else { name.strip_suffix(b".").unwrap_or(name) };
+        let hyphens = |label: &[u8]| syntax.strict && (label.starts_with(b"-") || label.ends_with(b"-"));
+        (!relative.split(|&octet| octet == b'.').any(|label| label.is_empty() || hyphens(label)), octets)
     };
-    (good && text.len() - rest.len() <= DOMAIN_OCTETS_MAX).then_some(rest)
+    (good && octets <= DOMAIN_OCTETS_MAX).then_some(octets)
 }
 
 /// Whether `inside` may stand within the brackets of an `address-literal`. Of the tags of `General-address-literal`
@@ -154,28 +149,20 @@ fn is_literal(inside: &str) -> bool {
         None => inside.split('.').count() == 4 && inside.split('.').all(is_snum),
         Some((tag, content)) if tag.eq_ignore_ascii_case("IPv6") => content.parse::<Ipv6Addr>().is_ok(),
         Some((tag, content)) => {
-            let is_tag = !tag.is_empty() && !tag.ends_with('-') && tag.chars().all(is_ldh);
-            let is_dcontent = |character| matches!(character, '!'..='Z' | '^'..='~');
-            is_tag && !content.is_empty() && content.chars().all(is_dcontent)
+            let is_tag = !tag.is_empty() && !tag.ends_with('-') && tag.bytes().all(is_ldh);
+            is_tag && !content.is_empty() && content.bytes().all(|octet| matches!(octet, b'!'..=b'Z' | b'^'..=b'~'))
         }
     }
 }
 
-/// `atext` of RFC 5322 3.2.3 and RFC 6531 3.3.
-fn is_atext(character: char) -> bool {
-    character.is_ascii_alphanumeric()
-        || matches!(character, '!' | '#'..='\'' | '*' | '+' | '-' | '/' | '=' | '?' | '^'..='`' | '{'..='~')
-        || is_utf8_non_ascii(character)
-}
-
-/// `UTF8-non-ascii` of RFC 6531 3.3 without the control characters among it, and those that end a line or turn its
-/// direction for who reads it.
-fn is_utf8_non_ascii(character: char) -> bool {
-    let misleads = matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !character.is_ascii() && !character.is_control() && !misleads
+/// Whether `text` has no control characters, and none that ends a line or turns its direction for who reads it. Those
+/// of ASCII are looked for elsewhere.
+fn is_harmless(text: &str) -> bool {
+    let misleads = |it| matches!(it, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.is_ascii() || !text.contains(|character: char| character.is_control() || misleads(character))
 }
 
 /// ASCII letter, digit or hyphen: in domains, keywords of parameters, tags of address literals.
-pub(super) fn is_ldh(character: char) -> bool {
-    character.is_ascii_alphanumeric() || character == '-'
+pub(super) fn is_ldh(octet: u8) -> bool {
+    octet.is_ascii_alphanumeric() || octet == b'-'
 }

@@ -3,7 +3,7 @@
 
 use std::str;
 
-use super::address::{DOMAIN_OCTETS_MAX, Path, after_domain, is_ldh};
+use super::address::{DOMAIN_OCTETS_MAX, Path, domain_octets, is_ldh};
 use super::reply::Reply;
 
 /// How commands are read: forgiving towards devices, as by default, or to the letter.
@@ -109,7 +109,7 @@ impl<'a> Command<'a> {
 }
 
 fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let good = is_text(name) && (!syntax.strict || after_domain(name, syntax) == Some(""));
+    let good = is_text(name) && (!syntax.strict || domain_octets(name, syntax) == Some(name.len()));
     if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello(hello, name)) } else { Err(Reply::BAD_NAME) }
 }
 
@@ -134,7 +134,7 @@ fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters
     for word in text.get(1..).into_iter().flat_map(|text| words(text, syntax)) {
         let (keyword, value) = word.split_once('=').map_or((word, None), |(keyword, value)| (keyword, Some(value)));
         let is_value = |value| is_text(value) && !(syntax.strict && (value.is_empty() || value.contains('=')));
-        if keyword.is_empty() || !keyword.chars().all(is_ldh) || !value.is_none_or(is_value) {
+        if keyword.is_empty() || !keyword.bytes().all(is_ldh) || !value.is_none_or(is_value) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
         let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
@@ -160,25 +160,21 @@ fn is_number(text: &str) -> bool {
 }
 
 fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let mut words = words(argument, syntax);
-    let octets = words.next().filter(|word| is_number(word)).and_then(|number| number.parse().ok());
-    let last = words.next();
-    let good = last.is_none_or(|word| word.eq_ignore_ascii_case("LAST")) && words.next().is_none();
+    let [number, last, more] = three_words(argument, syntax);
+    let octets = number.filter(|number| is_number(number)).and_then(|number| number.parse().ok());
+    let good = more.is_none() && last.is_none_or(|word| word.eq_ignore_ascii_case("LAST"));
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
 /// The argument of AUTH, or 501: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an
 /// initial response, in base64 which isn't proven here, empty where `=` was sent.
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
-    let mut words = words(argument, syntax);
-    let mechanism = words.next().unwrap_or_default();
-    let named = mechanism.chars().all(|character| is_ldh(character) || character == '_');
-    let initial_response = words.next();
-    initial_response.map_or(Ok(()), |text| nothing(text, false))?;
-    if !named || !matches!(mechanism.len(), 1..=20) || words.next().is_some() {
-        return Err(Reply::BAD_ARGUMENT);
-    }
-    Ok((mechanism, initial_response.map(|text| if text == "=" { "" } else { text })))
+    let [mechanism, initial_response, more] = three_words(argument, syntax);
+    let mechanism = mechanism.unwrap_or_default();
+    nothing(initial_response.unwrap_or_default(), false)?;
+    let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_') && matches!(mechanism.len(), 1..=20);
+    let login = (mechanism, initial_response.map(|text| if text == "=" { "" } else { text }));
+    if named && more.is_none() { Ok(login) } else { Err(Reply::BAD_ARGUMENT) }
 }
 
 /// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
@@ -206,6 +202,12 @@ fn nothing(argument: &str, strict: bool) -> Result<(), Reply> {
 /// Whether `text` is printable ASCII. A space at its start is one that strict syntax has no place for.
 fn is_text(text: &str) -> bool {
     text.bytes().all(|octet| matches!(octet, b' '..=b'~')) && !text.starts_with(' ')
+}
+
+/// The first words: who takes two of them minds the third.
+fn three_words(text: &str, syntax: Syntax) -> [Option<&str>; 3] {
+    let mut words = words(text, syntax);
+    [words.next(), words.next(), words.next()]
 }
 
 fn words(text: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
