@@ -106,8 +106,8 @@ impl Drop for Listener {
 pub struct EventLoop {
     poll: Poll,
     listeners: Vec<Listener>,
-    /// Newcomers are taken from now on; later than now when no descriptor was left for one.
-    accept_from: Instant,
+    /// When newcomers are taken again, since no descriptor was left for one.
+    accept_from: Option<Instant>,
     /// Closed for a moment when none is left, so that a newcomer can be told so.
     spare_descriptor: Option<OwnedFd>,
     server: Server<TcpStream, Disk>,
@@ -163,11 +163,11 @@ impl EventLoop {
         }
         let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
-        let (accept_from, spare_descriptor) = (Instant::now(), rustix::io::dup(&stops).ok());
+        let spare_descriptor = rustix::io::dup(&stops).ok();
         Ok(Self {
             poll,
             listeners,
-            accept_from,
+            accept_from: None,
             spare_descriptor,
             server,
             stopper,
@@ -273,13 +273,13 @@ impl EventLoop {
         if self.server.is_runnable() {
             return Duration::ZERO;
         }
-        let newcomers = self.listeners.iter().any(|listener| listener.ready).then_some(self.accept_from);
+        let newcomers = self.listeners.iter().any(|listener| listener.ready).then_some(self.accept_from.unwrap_or(now));
         let sleeps = newcomers.into_iter().chain(self.end).map(|moment| moment.saturating_duration_since(now));
         sleeps.fold(self.server.next_deadline(now), Duration::min)
     }
 
     fn accept(&mut self, now: Now) {
-        let rested = now.instant >= self.accept_from;
+        let rested = self.accept_from.is_none_or(|from| now.instant >= from);
         for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
                 match listener.accept(&self.poll, Token(self.server.vacant_key())) {
@@ -291,10 +291,10 @@ impl EventLoop {
                     // Waiting helps, trying at once does not.
                     Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)) => {
                         // Once, however long it lasts.
-                        if now.instant > self.accept_from + Duration::from_secs(1) {
-                            warn!("no room for newcomers: {error}; those who are here go on");
+                        if self.accept_from.is_none_or(|from| now.instant > from + Duration::from_secs(1)) {
+                            warn!("no room for a newcomer: {error}; those who are here go on");
                         }
-                        self.accept_from = now.instant + ACCEPT_PAUSE;
+                        self.accept_from = Some(now.instant + ACCEPT_PAUSE);
                         for _ in 0..TURN_ACCEPTS_MAX {
                             self.spare_descriptor = None;
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };

@@ -289,7 +289,7 @@ fn a_maildir_that_is_gone_with_its_parent_refuses_until_it_is_back() {
     let (parent, away) = (place.path().join("parent"), place.path().join("away"));
     fs::create_dir(&parent).unwrap();
     let mut command = common::mailchute();
-    command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(parent.join("Maildir"));
+    command.args(["--listen", "127.0.0.1:0", "--sandbox", "off", "--maildir"]).arg(parent.join("Maildir"));
     let server = Server::ready(command);
     let mut client = server.connect();
     let mut within = server.connect();
@@ -332,7 +332,7 @@ fn put_back(maildir: &Path) {
 #[test]
 fn a_maildir_that_is_removed_refuses_until_it_is_back() {
     let place = Place::new();
-    let server = Server::start(&place, &[]);
+    let server = Server::start(&place, &["--sandbox", "off"]);
     let mut client = server.connect();
     client.deliver(&text(1, 1000));
     for _ in 0..2 {
@@ -421,7 +421,7 @@ fn a_maildir_that_is_replaced_by_a_file_refuses_until_it_is_back() {
 #[test]
 fn a_maildir_that_is_replaced_by_another_takes_the_mail() {
     let place = Place::new();
-    let server = Server::start(&place, &[]);
+    let server = Server::start(&place, &["--sandbox", "off"]);
     let mut client = server.connect();
     client.deliver(&text(1, 1000));
     fs::rename(place.maildir(), place.path().join("away")).unwrap();

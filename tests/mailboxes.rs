@@ -294,7 +294,7 @@ fn a_table_is_read_again_on_sighup() {
     let both = format!("alice@example.org {0}/\nbob@example.org {1}\n", alice.display(), bob.display());
     let write = |text: &str| fs::write(&table, text).unwrap();
     write(&both[..both.find("bob").unwrap()]);
-    let server = Server::start(&place, &["--recipients", table.to_str().unwrap()]);
+    let server = Server::start(&place, &["--sandbox", "off", "--recipients", table.to_str().unwrap()]);
     let mut client = server.connect();
     deliver(&mut client, &["alice@example.org"], "Subject: 1\r\n\r\n");
     refuse(&mut client, "bob@example.org", "550 5.1.1");
