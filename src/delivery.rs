@@ -2,7 +2,6 @@
 //!
 //! `ARCHITECTURE.md` says why in this order, and what each file system makes of it.
 
-use std::ffi::CString;
 use std::io;
 use std::time::{Instant, SystemTime};
 
@@ -12,7 +11,7 @@ use slab::Slab;
 
 use crate::config::Config;
 use crate::fs::{Disk, FileSystem, Flush, Ticket};
-use crate::maildir::{Directories, Health, MAIN_KEY, Maildirs, Name, PROOF, PathError};
+use crate::maildir::{Directories, Health, MAIN_KEY, Maildir, Maildirs, Name, PROOF, PathError};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Outcome;
 use crate::smtp::trace::{MessageId, MessageIds};
@@ -370,7 +369,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Tries a failed disk again: creates, writes and flushes a file, and removes it.
     fn begin_probe(&mut self, now: Now) {
-        if let Err((path, error)) = self.maildirs.open_main(false) {
+        if let Err((path, error)) = self.maildirs.open_main() {
             return error!("{}: {error}; still refusing mail", path.display());
         }
         self.maildirs.health = Health::Probing;
@@ -404,12 +403,10 @@ impl<F: FileSystem> Store<F> {
     fn begin_directory_flushes(&mut self) -> bool {
         let mut begun = false;
         for key in self.touched.drain(..) {
-            let Some(maildir) = self.maildirs.open.get_mut(key).filter(|it| it.flushes == 0) else { continue };
-            let Some(directories) = maildir.directories.as_ref().filter(|_| !maildir.moved.is_empty()) else {
-                continue;
-            };
+            let idle = |maildir: &&mut Maildir<F>| maildir.flushes == 0 && !maildir.moved.is_empty();
+            let Some(maildir) = self.maildirs.open.get_mut(key).filter(idle) else { continue };
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
-            let all = [&directories.new, &directories.cur].into_iter().chain(&maildir.above);
+            let all = [&maildir.directories.new, &maildir.directories.cur].into_iter().chain(&maildir.above);
             for (directory, number) in all.zip(0..) {
                 let ticket = DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket;
                 self.maildirs.fs.begin_flush(Flush::Directory(directory), ticket);
@@ -487,9 +484,7 @@ impl<F: FileSystem> Store<F> {
             maildir.flushing = group;
             self.touched.push(key);
         }
-        if let Some((path, error)) =
-            failure.filter(|_| key == MAIN_KEY).and_then(|_| self.maildirs.open_main(false).err())
-        {
+        if let Some((path, error)) = failure.filter(|_| key == MAIN_KEY).and_then(|_| self.maildirs.open_main().err()) {
             error!("{}: {error}", path.display());
         }
     }
@@ -550,23 +545,24 @@ impl Store<Disk> {
     pub fn prove(&mut self) -> Result<(), PathError> {
         match self.prove_once() {
             // What was flushed in vain is not flushed again, nor by what was opened before: the proof begins anew.
-            Err(_) if self.maildirs.fs.falls_back => self.maildirs.open_main(false).and_then(|()| self.prove_once()),
+            Err(_) if self.maildirs.fs.falls_back => self.maildirs.open_main().and_then(|()| self.prove_once()),
             proven => proven,
         }
     }
 
     fn prove_once(&mut self) -> Result<(), PathError> {
         let Maildirs { fs, open, own, .. } = &mut self.maildirs;
-        let name = CString::new(format!("{PROOF}{own}")).unwrap_or_default();
-        let Some(Directories { tmp, new, .. }) = &open[MAIN_KEY].directories else { return Ok(()) };
+        let name = Name::new(&[PROOF, own]);
+        let name = name.as_c_str();
+        let Directories { tmp, new, .. } = &open[MAIN_KEY].directories;
         let at = |directory, error| (open[MAIN_KEY].path.join(directory), error);
-        let mut file = fs.create(tmp, &name).map_err(|error| at("tmp", error))?;
+        let mut file = fs.create(tmp, name).map_err(|error| at("tmp", error))?;
         let flushed = fs.write(&mut file, b"proof\n").and_then(|()| fs.prove_flushes(&file, new));
         let proven = flushed.map_err(|error| at("tmp", error)).and_then(|()| {
-            let moved = fs.rename(tmp, &name, new, &name).and_then(|()| fs.remove(new, &name));
+            let moved = fs.rename(tmp, name, new, name).and_then(|()| fs.remove(new, name));
             moved.map_err(|error| at("new", error))
         });
-        proven.inspect_err(|_| drop(fs.remove(tmp, &name)))
+        proven.inspect_err(|_| drop(fs.remove(tmp, name)))
     }
 }
 
