@@ -49,17 +49,9 @@ impl Name {
 
 /// Our host's name as it may stand in a file name.
 fn name_host(hostname: &str) -> String {
-    let mut host = String::new();
-    for character in hostname.chars() {
-        match character {
-            _ if host.len() + 4 > HOST_OCTETS_MAX => break,
-            '/' => host.push_str("\\057"),
-            ':' => host.push_str("\\072"),
-            _ if character.is_ascii_graphic() => host.push(character),
-            _ => host.push('_'),
-        }
-    }
-    host
+    let host = hostname.replace(|character: char| !character.is_ascii_graphic(), "_");
+    let host = host.replace('/', "\\057").replace(':', "\\072");
+    host.chars().take(HOST_OCTETS_MAX).collect()
 }
 
 /// The directories of a Maildir.
@@ -259,15 +251,16 @@ impl<F: FileSystem> Maildirs<F> {
     fn open_below(
         &mut self, base: &Path, below: &str, device: Option<u64>, create: bool, above: &mut Vec<F::Directory>,
     ) -> io::Result<F::Directory> {
-        let mut directory = match self.fs.open_directory(base, false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create && below.is_empty() => {
+        let opened = self.fs.open_directory(base, false);
+        let mut directory = match (opened.as_ref().map_err(io::Error::kind), create && below.is_empty()) {
+            (Err(io::ErrorKind::NotFound), true) => {
                 let made = self.fs.open_directory(base, true)?;
                 above.push(self.fs.open_directory_in(&made, c"..", false)?);
                 made
             }
             // It is not a mailbox that is missing: what an administrator named was there, and may be on a card that was pulled.
-            Err(error) if is_missing(&error) && !(create && below.is_empty()) => return Err(io::Error::other(error)),
-            opened => opened?,
+            (Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory), false) => opened.map_err(io::Error::other)?,
+            _ => opened?,
         };
         if device.is_some() && device != self.fs.identity(&directory).ok().map(|(device, _)| device) {
             return Err(io::Error::other("another file system is in its place"));
@@ -394,11 +387,6 @@ impl<F: FileSystem> Maildirs<F> {
         let path = self.open.get(key).map(|maildir| maildir.path.clone()).unwrap_or_default();
         self.complain(&path, doing, error, now);
     }
-}
-
-/// Whether an error says that there is no such directory, nor a way to it.
-fn is_missing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Removes a name; one that is not there is removed already.
