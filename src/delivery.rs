@@ -116,43 +116,32 @@ impl<F: FileSystem> Delivery<F> {
         let (before, rest) = self.copies.split_at(index);
         let directories = |copy: &Copy<F>| open.get(copy.maildir)?.usable().ok();
         let Directories { tmp, .. } = rest.first().and_then(directories).ok_or(io::ErrorKind::NotFound)?;
-        for attempt in 0.. {
+        let (attempt, (body, file)) = first_free(0, |attempt| {
             let name = self.name(attempt, Place::Tmp, host);
-            let body = before.iter().position(|body| {
+            let linked = before.iter().position(|body| {
                 let from = directories(body).filter(|_| body.file.is_some() && body.failure.is_none());
                 let old = self.name(body.attempt, Place::Tmp, host);
                 from.is_some_and(|from| fs.link(&from.tmp, old.as_c_str(), tmp, name.as_c_str()).is_ok())
             });
-            let created = if body.is_some() { Ok(None) } else { fs.create(tmp, name.as_c_str()).map(Some) };
-            match created {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => {}
-                Err(error) => return Err(error),
-                Ok(file) => {
-                    let (maildir, body) = (self.copies[index].maildir, body.unwrap_or(index));
-                    self.copies[index] = Copy { maildir, place: Place::Tmp, attempt, file, body, failure: None };
-                    break;
-                }
+            match linked {
+                Some(body) => Ok((body, None)),
+                None => Ok((index, Some(fs.create(tmp, name.as_c_str())?))),
             }
-        }
+        })?;
+        self.copies[index] = Copy { place: Place::Tmp, attempt, file, body, ..self.copies[index] };
         Ok(())
     }
 
-    /// Moves a copy to `new/`, under a fresh name where the first is taken.
+    /// Moves a copy to `new/`, under a fresh name where the first is taken. One that failed has no name to be moved.
     fn publish(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
         let Copy { maildir, attempt: created, place: Place::Tmp, .. } = self.copies[index] else { return Ok(()) };
         let Directories { tmp, new, .. } = maildirs.open.get(maildir).ok_or(io::ErrorKind::NotFound)?.usable()?;
         let from = self.name(created, Place::Tmp, &maildirs.host);
-        for attempt in created.. {
+        let (attempt, ()) = first_free(created, |attempt| {
             let to = self.name(attempt, Place::New, &maildirs.host);
-            match maildirs.fs.rename(tmp, from.as_c_str(), new, to.as_c_str()) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    (self.copies[index].attempt, self.copies[index].place) = (attempt, Place::New);
-                    break;
-                }
-            }
-        }
+            maildirs.fs.rename(tmp, from.as_c_str(), new, to.as_c_str())
+        })?;
+        (self.copies[index].attempt, self.copies[index].place) = (attempt, Place::New);
         Ok(())
     }
 
@@ -432,9 +421,8 @@ impl<F: FileSystem> Store<F> {
         }
         // Nobody is to see a probe.
         for index in 0..if delivery.owner == PROBE { 0 } else { delivery.copies.len() } {
-            let Copy { maildir, failure, .. } = delivery.copies[index];
-            let published = if failure.is_none() { delivery.publish(index, &mut self.maildirs) } else { Ok(()) };
-            if let Err(error) = published {
+            let Copy { maildir, .. } = delivery.copies[index];
+            if let Err(error) = delivery.publish(index, &mut self.maildirs) {
                 delivery.fail("move to new/", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
@@ -563,6 +551,16 @@ impl Store<Disk> {
             moved.map_err(|error| at("new", error))
         });
         proven.inspect_err(|_| drop(fs.remove(tmp, name)))
+    }
+}
+
+/// Makes a name, under the first number from `attempt` on that is free.
+fn first_free<T>(mut attempt: u32, mut make: impl FnMut(u32) -> io::Result<T>) -> io::Result<(u32, T)> {
+    loop {
+        match make(attempt) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => attempt += 1,
+            made => return Ok((attempt, made?)),
+        }
     }
 }
 
