@@ -98,8 +98,8 @@ struct Delivery<F: FileSystem> {
 impl<F: FileSystem> Delivery<F> {
     /// Why nothing of it can be stored any more.
     fn failure(&self) -> Option<Reply> {
-        let all = self.copies.iter().all(|copy| copy.failure.is_some());
-        self.copies.iter().find_map(|copy| copy.failure).filter(|_| all)
+        let partly = self.apart && self.copies.iter().any(|copy| copy.failure.is_none());
+        self.copies.iter().find_map(|copy| copy.failure).filter(|_| !partly)
     }
 
     /// A name in `tmp/`, and with the size added in `new/`: `seconds.id.host,S=size`.
@@ -110,12 +110,18 @@ impl<F: FileSystem> Delivery<F> {
         Name::new(&[self.id.unique_name(), again[0], again[1], ".", host, size[0], size[1]])
     }
 
-    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own.
+    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own. None is made for one
+    /// that failed, nor a second one in the same Maildir, which may have another name, too.
     fn create(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
         let Maildirs { fs, open, host, .. } = maildirs;
         let (before, rest) = self.copies.split_at(index);
+        let Some(copy) = rest.first().filter(|copy| copy.failure.is_none()) else { return Ok(()) };
+        if let Some(same) = before.iter().find(|other| other.maildir == copy.maildir) {
+            self.copies[index].body = same.body;
+            return Ok(());
+        }
         let directories = |copy: &Copy<F>| open.get(copy.maildir)?.usable().ok();
-        let Directories { tmp, .. } = rest.first().and_then(directories).ok_or(io::ErrorKind::NotFound)?;
+        let Directories { tmp, .. } = directories(copy).ok_or(io::ErrorKind::NotFound)?;
         let (attempt, (body, file)) = first_free(0, |attempt| {
             let name = self.name(attempt, Place::Tmp, host);
             let linked = before.iter().position(|body| {
@@ -244,28 +250,19 @@ impl<F: FileSystem> Store<F> {
             }
             let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
             let maildir = opened.unwrap_or(usize::MAX);
-            // Another destination may be the same Maildir by another name.
-            let body = copies.iter().position(|copy| copy.maildir == maildir && failure.is_none()).unwrap_or(index);
-            copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
-        }
-        if let Some(failure) = copies.iter().find_map(|copy| copy.failure).filter(|_| !apart) {
-            for copy in &mut copies {
-                copy.failure = Some(failure);
-                self.maildirs.release(std::mem::replace(&mut copy.maildir, usize::MAX));
-            }
+            copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body: index, failure });
         }
         self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, waiting: 0 })
     }
 
     /// Writes octets of a message that is still coming. An error is kept for [`finish`](Self::finish).
     pub fn append(&mut self, key: usize, content: &[u8], now: Now) {
-        let Some(delivery) = self.deliveries.get_mut(key).filter(|_| !content.is_empty()) else { return };
+        let wanted = |delivery: &&mut Delivery<F>| !content.is_empty() && delivery.failure().is_none();
+        let Some(delivery) = self.deliveries.get_mut(key).filter(wanted) else { return };
         for index in 0..if delivery.size == 0 { delivery.copies.len() } else { 0 } {
-            let Copy { maildir, failure, body, .. } = delivery.copies[index];
-            let is_new = failure.is_none() && body == index;
-            let created = if is_new { delivery.create(index, &mut self.maildirs) } else { Ok(()) };
-            delivery.copies[index].body = delivery.copies[delivery.copies[index].body].body;
-            self.files += usize::from(delivery.copies[index].file.is_some());
+            let created = delivery.create(index, &mut self.maildirs);
+            let Copy { maildir, ref file, .. } = delivery.copies[index];
+            self.files += usize::from(file.is_some());
             if let Err(error) = created {
                 delivery.fail("create", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
@@ -498,15 +495,13 @@ impl<F: FileSystem> Store<F> {
             return self.forget(delivery);
         }
         self.outcomes.push((delivery.owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
-        for (index, copy) in delivery.copies.iter_mut().enumerate() {
+        for (index, copy) in delivery.copies.iter_mut().enumerate().filter(|_| failure.is_none()) {
             copy.place = Place::Nowhere;
-            match (copy.failure, self.maildirs.open.get(copy.maildir)) {
+            if let Some(reply) = copy.failure {
                 // Told before, as the last is taken first.
-                (Some(reply), _) if failure.is_none() => {
-                    self.outcomes.push((delivery.owner, Outcome::Missing(index, reply)));
-                }
-                (None, Some(maildir)) => self.sweeper.note(&maildir.destination),
-                _ => {}
+                self.outcomes.push((delivery.owner, Outcome::Missing(index, reply)));
+            } else if let Some(maildir) = self.maildirs.open.get(copy.maildir) {
+                self.sweeper.note(&maildir.destination);
             }
         }
         self.forget(delivery);
