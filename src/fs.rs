@@ -203,9 +203,9 @@ fn undo_umask(made: impl AsFd, wanted: Mode) -> io::Result<bool> {
     Ok(!mode.contains(wanted))
 }
 
-/// Whether both are the same file or directory.
-fn same(one: &Stat, other: &Stat) -> bool {
-    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+/// What tells a file or directory from all others.
+fn identity(stat: Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
 }
 
 impl FileSystem for Disk {
@@ -247,8 +247,8 @@ impl FileSystem for Disk {
         }
         if let Err(error) = self.link(from, name, to, new_name) {
             // NFS may ask twice when the first reply was lost, and be told that the name exists: that it made itself.
-            let stat = |directory, name| rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
-            if error.kind() != io::ErrorKind::AlreadyExists || !same(&stat(from, name)?, &stat(to, new_name)?) {
+            let file = |at, name| rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW).map(identity);
+            if error.kind() != io::ErrorKind::AlreadyExists || file(from, name)? != file(to, new_name)? {
                 return Err(error);
             }
         }
@@ -299,14 +299,12 @@ impl FileSystem for Disk {
     }
 
     fn identity(&mut self, directory: &OwnedFd) -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::fstat(directory)?;
-        Ok((stat.st_dev, stat.st_ino))
+        Ok(identity(rustix::fs::fstat(directory)?))
     }
 
     fn is_same(&mut self, path: &Path, directory: &OwnedFd) -> io::Result<bool> {
-        let held = rustix::fs::fstat(directory)?;
         match rustix::fs::stat(path) {
-            Ok(named) => Ok(same(&named, &held)),
+            Ok(named) => Ok(identity(named) == self.identity(directory)?),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
