@@ -294,14 +294,10 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// Removes what is not published yet, as the process is about to end.
+    /// Removes what nobody was told of, as the process is about to end.
     pub fn abort(&mut self) {
-        for (_, delivery) in &mut self.deliveries {
-            for index in 0..delivery.copies.len() {
-                if delivery.copies[index].place == Place::Tmp {
-                    delivery.unlink(index, &mut self.maildirs);
-                }
-            }
+        for (_, delivery) in std::mem::take(&mut self.deliveries) {
+            self.forget(delivery);
         }
     }
 
