@@ -476,17 +476,13 @@ impl<F: FileSystem> Store<F> {
         let failure = delivery.failure();
         if delivery.owner == PROBE {
             let path = self.maildirs.open[MAIN_KEY].path.display();
-            match (failure, self.maildirs.health) {
-                (None, Health::Probing) => {
-                    info!("{path}: works again; taking mail");
-                    (self.maildirs.health, self.maildirs.checked) = (Health::Ready, None);
-                }
-                // A flush failed after this one began: another is to show that the disk works.
-                (None, _) => {}
-                (Some(_), _) => {
-                    error!("{path}: still refusing mail");
-                    self.maildirs.health = Health::Failed;
-                }
+            if failure.is_none() && self.maildirs.health == Health::Probing {
+                info!("{path}: works again; taking mail");
+                (self.maildirs.health, self.maildirs.checked) = (Health::Ready, None);
+            } else {
+                // It may be that a flush failed after this one began: then another is to show that the disk works.
+                error!("{path}: still refusing mail");
+                self.maildirs.health = Health::Failed;
             }
             return self.forget(delivery);
         }
