@@ -333,11 +333,9 @@ impl<F: FileSystem> Maildirs<F> {
         let Maildir { path, directories: Directories { tmp, new, .. }, .. } = &self.open[MAIN_KEY];
         self.litter
             .retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name.as_c_str()).is_err());
-        let Ok(mut space) = self.fs.space(new) else { return };
-        if let Some(Ok(directory)) = self.mailboxes.as_ref().map(|(path, _)| self.fs.open_directory(path, false)) {
-            let other = self.fs.space(&directory).ok().filter(|other| other.free < space.free);
-            space = other.unwrap_or(space);
-        }
+        let mailboxes = self.mailboxes.as_ref().and_then(|(path, _)| self.fs.open_directory(path, false).ok());
+        let spaces = [Some(new), mailboxes.as_ref()].into_iter().flatten().filter_map(|it| self.fs.space(it).ok());
+        let Some(space) = spaces.min_by_key(|space| space.free) else { return };
         let before = self.room;
         let floor = match self.min_free {
             MinFree::Octets(octets) => octets,
@@ -349,10 +347,9 @@ impl<F: FileSystem> Maildirs<F> {
             (_, 0) => u64::MAX,
             _ => space.free.saturating_sub(floor),
         };
-        if self.room == 0 && before > 0 {
-            warn!("{}: {} octets free, below the floor; refusing mail", path.display(), space.free);
-        } else if self.room > 0 && before == 0 {
-            warn!("{}: {} octets free; taking mail again", path.display(), space.free);
+        if (self.room == 0) != (before == 0) {
+            let change = if self.room == 0 { ", below the floor; refusing mail" } else { "; taking mail again" };
+            warn!("{}: {} octets free{change}", path.display(), space.free);
         }
     }
 
