@@ -11,7 +11,7 @@ use slab::Slab;
 
 use crate::config::Config;
 use crate::fs::{Disk, FileSystem, Flush, Ticket};
-use crate::maildir::{Directories, Health, MAIN_KEY, Maildir, Maildirs, Name, PROOF, PathError};
+use crate::maildir::{Directories, Health, MAIN_KEY, Maildirs, Name, PROOF, PathError};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Outcome;
 use crate::smtp::trace::{MessageId, MessageIds};
@@ -189,8 +189,6 @@ pub struct Store<F: FileSystem> {
     deliveries: Slab<Delivery<F>>,
     /// Written, in order, waiting for a place among the flushes.
     written: Vec<usize>,
-    /// Maildirs to which messages were moved and whose flush has not begun.
-    touched: Vec<usize>,
     outcomes: Vec<(usize, Outcome)>,
     /// Emptied lists, kept for their memory.
     spare: Vec<Vec<Copy<F>>>,
@@ -213,7 +211,6 @@ impl<F: FileSystem> Store<F> {
             sweeper: Sweeper::new(config.keep),
             deliveries: Slab::new(),
             written: Vec::new(),
-            touched: Vec::new(),
             outcomes: Vec::new(),
             spare: Vec::new(),
             flushes: 0,
@@ -383,15 +380,14 @@ impl<F: FileSystem> Store<F> {
 
     /// Begins the flush of each Maildir that messages were moved to, unless one is under way there.
     fn begin_directory_flushes(&mut self) -> bool {
+        let Maildirs { fs, open, .. } = &mut self.maildirs;
         let mut begun = false;
-        for key in self.touched.drain(..) {
-            let idle = |maildir: &&mut Maildir<F>| maildir.flushes == 0 && !maildir.moved.is_empty();
-            let Some(maildir) = self.maildirs.open.get_mut(key).filter(idle) else { continue };
+        for (key, maildir) in open.iter_mut().filter(|(_, it)| it.flushes == 0 && !it.moved.is_empty()) {
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
             let all = [&maildir.directories.new, &maildir.directories.cur].into_iter().chain(&maildir.above);
             for (directory, number) in all.zip(0..) {
                 let ticket = DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket;
-                self.maildirs.fs.begin_flush(Flush::Directory(directory), ticket);
+                fs.begin_flush(Flush::Directory(directory), ticket);
                 maildir.flushes += 1;
             }
             begun = true;
@@ -422,7 +418,6 @@ impl<F: FileSystem> Store<F> {
         for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
             if let Some(maildir) = self.maildirs.open.get_mut(copy.maildir) {
                 maildir.moved.push(key);
-                self.touched.push(copy.maildir);
                 delivery.waiting += 1;
             }
         }
@@ -463,7 +458,6 @@ impl<F: FileSystem> Store<F> {
         // It is open still, unless these were the last messages on their way into it.
         if let Some(maildir) = self.maildirs.open.get_mut(key) {
             maildir.flushing = group;
-            self.touched.push(key);
         }
         if let Some((path, error)) = failure.filter(|_| key == MAIN_KEY).and_then(|_| self.maildirs.open_main().err()) {
             error!("{}: {error}", path.display());
