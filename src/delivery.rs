@@ -2,7 +2,6 @@
 //!
 //! `ARCHITECTURE.md` says why in this order, and what each file system makes of it.
 
-use std::ffi::CString;
 use std::io;
 use std::time::{Instant, SystemTime};
 
@@ -99,8 +98,8 @@ struct Delivery<F: FileSystem> {
 impl<F: FileSystem> Delivery<F> {
     /// Why nothing of it can be stored any more.
     fn failure(&self) -> Option<Reply> {
-        let all = self.copies.iter().all(|copy| copy.failure.is_some());
-        self.copies.iter().find_map(|copy| copy.failure).filter(|_| all)
+        let partly = self.apart && self.copies.iter().any(|copy| copy.failure.is_none());
+        self.copies.iter().find_map(|copy| copy.failure).filter(|_| !partly)
     }
 
     /// A name in `tmp/`, and with the size added in `new/`: `seconds.id.host,S=size`.
@@ -111,49 +110,44 @@ impl<F: FileSystem> Delivery<F> {
         Name::new(&[self.id.unique_name(), again[0], again[1], ".", host, size[0], size[1]])
     }
 
-    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own.
+    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own. None is made for one
+    /// that failed, nor a second one in the same Maildir, which may have another name, too.
     fn create(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
         let Maildirs { fs, open, host, .. } = maildirs;
         let (before, rest) = self.copies.split_at(index);
+        let Some(copy) = rest.first().filter(|copy| copy.failure.is_none()) else { return Ok(()) };
+        if let Some(same) = before.iter().find(|other| other.maildir == copy.maildir) {
+            self.copies[index].body = same.body;
+            return Ok(());
+        }
         let directories = |copy: &Copy<F>| open.get(copy.maildir)?.usable().ok();
-        let Directories { tmp, .. } = rest.first().and_then(directories).ok_or(io::ErrorKind::NotFound)?;
-        for attempt in 0.. {
+        let Directories { tmp, .. } = directories(copy).ok_or(io::ErrorKind::NotFound)?;
+        let (attempt, (body, file)) = first_free(0, |attempt| {
             let name = self.name(attempt, Place::Tmp, host);
-            let body = before.iter().position(|body| {
+            let linked = before.iter().position(|body| {
                 let from = directories(body).filter(|_| body.file.is_some() && body.failure.is_none());
                 let old = self.name(body.attempt, Place::Tmp, host);
                 from.is_some_and(|from| fs.link(&from.tmp, old.as_c_str(), tmp, name.as_c_str()).is_ok())
             });
-            let created = if body.is_some() { Ok(None) } else { fs.create(tmp, name.as_c_str()).map(Some) };
-            match created {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => {}
-                Err(error) => return Err(error),
-                Ok(file) => {
-                    let (maildir, body) = (self.copies[index].maildir, body.unwrap_or(index));
-                    self.copies[index] = Copy { maildir, place: Place::Tmp, attempt, file, body, failure: None };
-                    break;
-                }
+            match linked {
+                Some(body) => Ok((body, None)),
+                None => Ok((index, Some(fs.create(tmp, name.as_c_str())?))),
             }
-        }
+        })?;
+        self.copies[index] = Copy { place: Place::Tmp, attempt, file, body, ..self.copies[index] };
         Ok(())
     }
 
-    /// Moves a copy to `new/`, under a fresh name where the first is taken.
+    /// Moves a copy to `new/`, under a fresh name where the first is taken. One that failed has no name to be moved.
     fn publish(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
         let Copy { maildir, attempt: created, place: Place::Tmp, .. } = self.copies[index] else { return Ok(()) };
         let Directories { tmp, new, .. } = maildirs.open.get(maildir).ok_or(io::ErrorKind::NotFound)?.usable()?;
         let from = self.name(created, Place::Tmp, &maildirs.host);
-        for attempt in created.. {
+        let (attempt, ()) = first_free(created, |attempt| {
             let to = self.name(attempt, Place::New, &maildirs.host);
-            match maildirs.fs.rename(tmp, from.as_c_str(), new, to.as_c_str()) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    (self.copies[index].attempt, self.copies[index].place) = (attempt, Place::New);
-                    break;
-                }
-            }
-        }
+            maildirs.fs.rename(tmp, from.as_c_str(), new, to.as_c_str())
+        })?;
+        (self.copies[index].attempt, self.copies[index].place) = (attempt, Place::New);
         Ok(())
     }
 
@@ -195,8 +189,6 @@ pub struct Store<F: FileSystem> {
     deliveries: Slab<Delivery<F>>,
     /// Written, in order, waiting for a place among the flushes.
     written: Vec<usize>,
-    /// Maildirs to which messages were moved and whose flush has not begun.
-    touched: Vec<usize>,
     outcomes: Vec<(usize, Outcome)>,
     /// Emptied lists, kept for their memory.
     spare: Vec<Vec<Copy<F>>>,
@@ -219,7 +211,6 @@ impl<F: FileSystem> Store<F> {
             sweeper: Sweeper::new(config.keep),
             deliveries: Slab::new(),
             written: Vec::new(),
-            touched: Vec::new(),
             outcomes: Vec::new(),
             spare: Vec::new(),
             flushes: 0,
@@ -256,28 +247,19 @@ impl<F: FileSystem> Store<F> {
             }
             let failure = opened.as_ref().err().map(|(_, error)| reply_to(error));
             let maildir = opened.unwrap_or(usize::MAX);
-            // Another destination may be the same Maildir by another name.
-            let body = copies.iter().position(|copy| copy.maildir == maildir && failure.is_none()).unwrap_or(index);
-            copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body, failure });
-        }
-        if let Some(failure) = copies.iter().find_map(|copy| copy.failure).filter(|_| !apart) {
-            for copy in &mut copies {
-                copy.failure = Some(failure);
-                self.maildirs.release(std::mem::replace(&mut copy.maildir, usize::MAX));
-            }
+            copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body: index, failure });
         }
         self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, waiting: 0 })
     }
 
     /// Writes octets of a message that is still coming. An error is kept for [`finish`](Self::finish).
     pub fn append(&mut self, key: usize, content: &[u8], now: Now) {
-        let Some(delivery) = self.deliveries.get_mut(key).filter(|_| !content.is_empty()) else { return };
+        let wanted = |delivery: &&mut Delivery<F>| !content.is_empty() && delivery.failure().is_none();
+        let Some(delivery) = self.deliveries.get_mut(key).filter(wanted) else { return };
         for index in 0..if delivery.size == 0 { delivery.copies.len() } else { 0 } {
-            let Copy { maildir, failure, body, .. } = delivery.copies[index];
-            let is_new = failure.is_none() && body == index;
-            let created = if is_new { delivery.create(index, &mut self.maildirs) } else { Ok(()) };
-            delivery.copies[index].body = delivery.copies[delivery.copies[index].body].body;
-            self.files += usize::from(delivery.copies[index].file.is_some());
+            let created = delivery.create(index, &mut self.maildirs);
+            let Copy { maildir, ref file, .. } = delivery.copies[index];
+            self.files += usize::from(file.is_some());
             if let Err(error) = created {
                 delivery.fail("create", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
@@ -309,14 +291,10 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// Removes what is not published yet, as the process is about to end.
+    /// Removes what nobody was told of, as the process is about to end.
     pub fn abort(&mut self) {
-        for (_, delivery) in &mut self.deliveries {
-            for index in 0..delivery.copies.len() {
-                if delivery.copies[index].place == Place::Tmp {
-                    delivery.unlink(index, &mut self.maildirs);
-                }
-            }
+        for (_, delivery) in std::mem::take(&mut self.deliveries) {
+            self.forget(delivery);
         }
     }
 
@@ -370,7 +348,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Tries a failed disk again: creates, writes and flushes a file, and removes it.
     fn begin_probe(&mut self, now: Now) {
-        if let Err((path, error)) = self.maildirs.open_main(false) {
+        if let Err((path, error)) = self.maildirs.open_main() {
             return error!("{}: {error}; still refusing mail", path.display());
         }
         self.maildirs.health = Health::Probing;
@@ -402,17 +380,14 @@ impl<F: FileSystem> Store<F> {
 
     /// Begins the flush of each Maildir that messages were moved to, unless one is under way there.
     fn begin_directory_flushes(&mut self) -> bool {
+        let Maildirs { fs, open, .. } = &mut self.maildirs;
         let mut begun = false;
-        for key in self.touched.drain(..) {
-            let Some(maildir) = self.maildirs.open.get_mut(key).filter(|it| it.flushes == 0) else { continue };
-            let Some(directories) = maildir.directories.as_ref().filter(|_| !maildir.moved.is_empty()) else {
-                continue;
-            };
+        for (key, maildir) in open.iter_mut().filter(|(_, it)| it.flushes == 0 && !it.moved.is_empty()) {
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
-            let all = [&directories.new, &directories.cur].into_iter().chain(&maildir.above);
+            let all = [&maildir.directories.new, &maildir.directories.cur].into_iter().chain(&maildir.above);
             for (directory, number) in all.zip(0..) {
                 let ticket = DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket;
-                self.maildirs.fs.begin_flush(Flush::Directory(directory), ticket);
+                fs.begin_flush(Flush::Directory(directory), ticket);
                 maildir.flushes += 1;
             }
             begun = true;
@@ -435,16 +410,14 @@ impl<F: FileSystem> Store<F> {
         }
         // Nobody is to see a probe.
         for index in 0..if delivery.owner == PROBE { 0 } else { delivery.copies.len() } {
-            let Copy { maildir, failure, .. } = delivery.copies[index];
-            let published = if failure.is_none() { delivery.publish(index, &mut self.maildirs) } else { Ok(()) };
-            if let Err(error) = published {
+            let Copy { maildir, .. } = delivery.copies[index];
+            if let Err(error) = delivery.publish(index, &mut self.maildirs) {
                 delivery.fail("move to new/", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
             if let Some(maildir) = self.maildirs.open.get_mut(copy.maildir) {
                 maildir.moved.push(key);
-                self.touched.push(copy.maildir);
                 delivery.waiting += 1;
             }
         }
@@ -485,11 +458,8 @@ impl<F: FileSystem> Store<F> {
         // It is open still, unless these were the last messages on their way into it.
         if let Some(maildir) = self.maildirs.open.get_mut(key) {
             maildir.flushing = group;
-            self.touched.push(key);
         }
-        if let Some((path, error)) =
-            failure.filter(|_| key == MAIN_KEY).and_then(|_| self.maildirs.open_main(false).err())
-        {
+        if let Some((path, error)) = failure.filter(|_| key == MAIN_KEY).and_then(|_| self.maildirs.open_main().err()) {
             error!("{}: {error}", path.display());
         }
     }
@@ -500,30 +470,24 @@ impl<F: FileSystem> Store<F> {
         let failure = delivery.failure();
         if delivery.owner == PROBE {
             let path = self.maildirs.open[MAIN_KEY].path.display();
-            match (failure, self.maildirs.health) {
-                (None, Health::Probing) => {
-                    info!("{path}: works again; taking mail");
-                    (self.maildirs.health, self.maildirs.checked) = (Health::Ready, None);
-                }
-                // A flush failed after this one began: another is to show that the disk works.
-                (None, _) => {}
-                (Some(_), _) => {
-                    error!("{path}: still refusing mail");
-                    self.maildirs.health = Health::Failed;
-                }
+            if failure.is_none() && self.maildirs.health == Health::Probing {
+                info!("{path}: works again; taking mail");
+                (self.maildirs.health, self.maildirs.checked) = (Health::Ready, None);
+            } else {
+                // It may be that a flush failed after this one began: then another is to show that the disk works.
+                error!("{path}: still refusing mail");
+                self.maildirs.health = Health::Failed;
             }
             return self.forget(delivery);
         }
         self.outcomes.push((delivery.owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
-        for (index, copy) in delivery.copies.iter_mut().enumerate() {
+        for (index, copy) in delivery.copies.iter_mut().enumerate().filter(|_| failure.is_none()) {
             copy.place = Place::Nowhere;
-            match (copy.failure, self.maildirs.open.get(copy.maildir)) {
+            if let Some(reply) = copy.failure {
                 // Told before, as the last is taken first.
-                (Some(reply), _) if failure.is_none() => {
-                    self.outcomes.push((delivery.owner, Outcome::Missing(index, reply)));
-                }
-                (None, Some(maildir)) => self.sweeper.note(&maildir.destination),
-                _ => {}
+                self.outcomes.push((delivery.owner, Outcome::Missing(index, reply)));
+            } else if let Some(maildir) = self.maildirs.open.get(copy.maildir) {
+                self.sweeper.note(&maildir.destination);
             }
         }
         self.forget(delivery);
@@ -550,23 +514,34 @@ impl Store<Disk> {
     pub fn prove(&mut self) -> Result<(), PathError> {
         match self.prove_once() {
             // What was flushed in vain is not flushed again, nor by what was opened before: the proof begins anew.
-            Err(_) if self.maildirs.fs.falls_back => self.maildirs.open_main(false).and_then(|()| self.prove_once()),
+            Err(_) if self.maildirs.fs.falls_back => self.maildirs.open_main().and_then(|()| self.prove_once()),
             proven => proven,
         }
     }
 
     fn prove_once(&mut self) -> Result<(), PathError> {
         let Maildirs { fs, open, own, .. } = &mut self.maildirs;
-        let name = CString::new(format!("{PROOF}{own}")).unwrap_or_default();
-        let Some(Directories { tmp, new, .. }) = &open[MAIN_KEY].directories else { return Ok(()) };
+        let name = Name::new(&[PROOF, own]);
+        let name = name.as_c_str();
+        let Directories { tmp, new, .. } = &open[MAIN_KEY].directories;
         let at = |directory, error| (open[MAIN_KEY].path.join(directory), error);
-        let mut file = fs.create(tmp, &name).map_err(|error| at("tmp", error))?;
+        let mut file = fs.create(tmp, name).map_err(|error| at("tmp", error))?;
         let flushed = fs.write(&mut file, b"proof\n").and_then(|()| fs.prove_flushes(&file, new));
         let proven = flushed.map_err(|error| at("tmp", error)).and_then(|()| {
-            let moved = fs.rename(tmp, &name, new, &name).and_then(|()| fs.remove(new, &name));
+            let moved = fs.rename(tmp, name, new, name).and_then(|()| fs.remove(new, name));
             moved.map_err(|error| at("new", error))
         });
-        proven.inspect_err(|_| drop(fs.remove(tmp, &name)))
+        proven.inspect_err(|_| drop(fs.remove(tmp, name)))
+    }
+}
+
+/// Makes a name, under the first number from `attempt` on that is free.
+fn first_free<T>(mut attempt: u32, mut make: impl FnMut(u32) -> io::Result<T>) -> io::Result<(u32, T)> {
+    loop {
+        match make(attempt) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => attempt += 1,
+            made => return Ok((attempt, made?)),
+        }
     }
 }
 

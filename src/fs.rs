@@ -1,7 +1,6 @@
 //! The few things that a delivery asks of a file system, as a trait, and the real disk behind it.
 
-#[cfg(all(target_os = "linux", not(target_arch = "riscv32")))]
-use crate::sys::flusher;
+use crate::sys::Aio;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
@@ -87,21 +86,6 @@ pub trait FileSystem {
     fn modified(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<SystemTime>;
 }
 
-/// The flushes of a [`FileSystem`], done while others are served.
-pub(crate) trait Flusher: Send {
-    /// What becomes readable when flushes end, for edge-triggered polling: each end is an edge, so nobody has to read.
-    fn event(&self) -> BorrowedFd<'_>;
-    fn queue(&mut self, what: Flush<'_, Disk>, ticket: Ticket);
-    fn submit(&mut self) -> bool;
-    fn ended(&mut self) -> Option<(Ticket, io::Result<()>)>;
-}
-
-/// Nothing does so here. (libc knows no io_getevents for riscv32: its kernel has only one with another structure of time.)
-#[cfg(not(all(target_os = "linux", not(target_arch = "riscv32"))))]
-fn flusher(_: usize) -> io::Result<Box<dyn Flusher>> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
 /// Whether flushes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
@@ -122,7 +106,7 @@ const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 pub struct Disk {
     sync: SyncMode,
     /// Present once it is proved to work, and while that is tried. Without it `begin_flush` waits for the disk.
-    flusher: Option<Box<dyn Flusher>>,
+    aio: Option<Aio>,
     /// It was proved not to work: flushes block from now on.
     pub(crate) falls_back: bool,
     /// Ends of flushes that were not asynchronous.
@@ -137,7 +121,7 @@ impl Disk {
     /// A disk whose flushes block until it was proved that they need not.
     pub fn new(sync: SyncMode) -> Self {
         let ended = VecDeque::new();
-        Self { sync, flusher: None, falls_back: false, ended, umask_bites: true, link_to_rename: false }
+        Self { sync, aio: None, falls_back: false, ended, umask_bites: true, link_to_rename: false }
     }
 
     /// Flushes `file` and `directory` and waits for them, before any other flush; asynchronously if that can be done, and
@@ -147,15 +131,15 @@ impl Disk {
         if self.sync == SyncMode::Never || self.falls_back {
             return self.flush_both(file, directory);
         }
-        let proven = flusher(IN_FLIGHT_MAX).and_then(|flusher| {
-            self.flusher = Some(flusher);
+        let proven = Aio::new(IN_FLIGHT_MAX).and_then(|aio| {
+            self.aio = Some(aio);
             self.flush_both(file, directory)
         });
         proven.inspect_err(|reason| {
             warn!("the disk can't be flushed in the background ({reason}): each flush holds up all sessions");
             self.falls_back = true;
             // Dropping it would wait for what may never end.
-            std::mem::forget(self.flusher.take());
+            std::mem::forget(self.aio.take());
         })
     }
 
@@ -182,7 +166,7 @@ impl Disk {
     /// What becomes readable, to be polled edge-triggered, when [`ended_flush`](FileSystem::ended_flush) has something
     /// to tell. `None` while flushes block.
     pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
-        self.flusher.as_ref().map(|flusher| flusher.event())
+        self.aio.as_ref().map(Aio::event)
     }
 
     /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
@@ -219,9 +203,9 @@ fn undo_umask(made: impl AsFd, wanted: Mode) -> io::Result<bool> {
     Ok(!mode.contains(wanted))
 }
 
-/// Whether both are the same file or directory.
-fn same(one: &Stat, other: &Stat) -> bool {
-    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+/// What tells a file or directory from all others.
+fn identity(stat: Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
 }
 
 impl FileSystem for Disk {
@@ -254,7 +238,6 @@ impl FileSystem for Disk {
     }
 
     fn rename(&mut self, from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
         if !self.link_to_rename {
             match rustix::fs::renameat_with(from, name, to, new_name, rustix::fs::RenameFlags::NOREPLACE) {
                 // The kernel does not know the call, or the file system (NFS, some FUSE) not the flag.
@@ -264,8 +247,8 @@ impl FileSystem for Disk {
         }
         if let Err(error) = self.link(from, name, to, new_name) {
             // NFS may ask twice when the first reply was lost, and be told that the name exists: that it made itself.
-            let stat = |directory, name| rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
-            if error.kind() != io::ErrorKind::AlreadyExists || !same(&stat(from, name)?, &stat(to, new_name)?) {
+            let file = |at, name| rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW).map(identity);
+            if error.kind() != io::ErrorKind::AlreadyExists || file(from, name)? != file(to, new_name)? {
                 return Err(error);
             }
         }
@@ -283,8 +266,8 @@ impl FileSystem for Disk {
     }
 
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {
-        match &mut self.flusher {
-            Some(flusher) => flusher.queue(what, ticket),
+        match &mut self.aio {
+            Some(aio) => aio.queue(what, ticket),
             None => self.ended.push_back((ticket, self.flush(what))),
         }
     }
@@ -294,11 +277,11 @@ impl FileSystem for Disk {
     }
 
     fn submit(&mut self) -> bool {
-        self.flusher.as_mut().is_some_and(|flusher| flusher.submit()) || !self.ended.is_empty()
+        self.aio.as_mut().is_some_and(Aio::submit) || !self.ended.is_empty()
     }
 
     fn ended_flush(&mut self) -> Option<(Ticket, io::Result<()>)> {
-        self.ended.pop_front().or_else(|| self.flusher.as_mut()?.ended())
+        self.ended.pop_front().or_else(|| self.aio.as_mut()?.ended())
     }
 
     fn space(&mut self, directory: &OwnedFd) -> io::Result<Space> {
@@ -316,15 +299,12 @@ impl FileSystem for Disk {
     }
 
     fn identity(&mut self, directory: &OwnedFd) -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::fstat(directory)?;
-        #[allow(clippy::unnecessary_cast)] // not everywhere
-        Ok((stat.st_dev as u64, stat.st_ino as u64))
+        Ok(identity(rustix::fs::fstat(directory)?))
     }
 
     fn is_same(&mut self, path: &Path, directory: &OwnedFd) -> io::Result<bool> {
-        let held = rustix::fs::fstat(directory)?;
         match rustix::fs::stat(path) {
-            Ok(named) => Ok(same(&named, &held)),
+            Ok(named) => Ok(identity(named) == self.identity(directory)?),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
@@ -344,8 +324,7 @@ impl FileSystem for Disk {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        #[allow(clippy::unnecessary_cast)] // not everywhere
-        let since = Duration::from_secs(u64::try_from(stat.st_mtime as i64).unwrap_or(0));
+        let since = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
         Ok(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
     }
 }

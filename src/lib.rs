@@ -1,4 +1,6 @@
 #![doc = include_str!("../README.md")]
+#[cfg(any(not(target_os = "linux"), target_arch = "riscv32"))]
+compile_error!("mailchute needs Linux, and io_getevents(2), which riscv32 lacks");
 
 pub mod config;
 pub mod connection;

@@ -49,17 +49,9 @@ impl Name {
 
 /// Our host's name as it may stand in a file name.
 fn name_host(hostname: &str) -> String {
-    let mut host = String::new();
-    for character in hostname.chars() {
-        match character {
-            _ if host.len() + 4 > HOST_OCTETS_MAX => break,
-            '/' => host.push_str("\\057"),
-            ':' => host.push_str("\\072"),
-            _ if character.is_ascii_graphic() => host.push(character),
-            _ => host.push('_'),
-        }
-    }
-    host
+    let host = hostname.replace(|character: char| !character.is_ascii_graphic(), "_");
+    let host = host.replace('/', "\\057").replace(':', "\\072");
+    host.chars().take(HOST_OCTETS_MAX).collect()
 }
 
 /// The directories of a Maildir.
@@ -78,8 +70,9 @@ pub(crate) struct Maildir<F: FileSystem> {
     pub(crate) path: PathBuf,
     /// That of `new/`.
     new_path: PathBuf,
-    pub(crate) directories: Option<Directories<F>>,
-    /// Directories in which some may have been made, to be flushed with the next group.
+    pub(crate) directories: Directories<F>,
+    /// Those that were opened on the way, to be flushed with the next group: whoever made directories in them, and be it
+    /// for a message that was dropped, the names are to be durable.
     pub(crate) above: Vec<F::Directory>,
     /// A flush of them failed, or they are not where they were: names are removed there, and nothing else is done.
     pub(crate) failed: bool,
@@ -93,43 +86,9 @@ pub(crate) struct Maildir<F: FileSystem> {
 }
 
 impl<F: FileSystem> Maildir<F> {
-    fn new(destination: &str, path: PathBuf) -> Self {
-        Self {
-            destination: destination.to_owned(),
-            identity: (0, 0),
-            new_path: path.join("new"),
-            path,
-            directories: None,
-            above: Vec::new(),
-            failed: false,
-            users: 1,
-            moved: Vec::new(),
-            flushing: Vec::new(),
-            flushes: 0,
-            flush_failure: None,
-        }
-    }
-
-    /// Opens the directories in `root`, or makes them. `above` is what was opened on the way: whoever made these directories,
-    /// and be it for a message that was dropped, their names are to be durable.
-    fn open(
-        &mut self, fs: &mut F, root: F::Directory, create: bool, above: Vec<F::Directory>,
-    ) -> Result<(), PathError> {
-        let mut open = |name: &CStr| {
-            let opened = fs.open_directory_in(&root, name, create);
-            opened.map_err(|error| (self.path.join(&*name.to_string_lossy()), error))
-        };
-        let opened = open(c"tmp").and_then(|tmp| Ok(Directories { tmp, new: open(c"new")?, cur: open(c"cur")? }));
-        self.above = above;
-        self.above.push(root);
-        self.directories = Some(opened?);
-        self.failed = false;
-        Ok(())
-    }
-
     /// The directories, to store in.
     pub(crate) fn usable(&self) -> io::Result<&Directories<F>> {
-        self.directories.as_ref().filter(|_| !self.failed).ok_or_else(|| io::ErrorKind::NotFound.into())
+        if self.failed { Err(io::ErrorKind::NotFound.into()) } else { Ok(&self.directories) }
     }
 }
 
@@ -152,7 +111,8 @@ pub(crate) struct Maildirs<F: FileSystem> {
     pub(crate) own: String,
     /// The main one always is among them.
     pub(crate) open: Slab<Maildir<F>>,
-    /// The file system that held the main one at the start.
+    /// Where the main one is, and the file system that held it at the start.
+    main: PathBuf,
     device: Option<u64>,
     /// Where mailboxes are, on which file system, and whether they are made.
     mailboxes: Option<(PathBuf, u64)>,
@@ -180,6 +140,7 @@ impl<F: FileSystem> Maildirs<F> {
             host: name_host(&config.protocol.hostname),
             own: format!("R{random:016x}"),
             open: Slab::new(),
+            main: config.maildir.clone(),
             device: None,
             mailboxes: None,
             create: config.create_mailboxes,
@@ -200,8 +161,14 @@ impl<F: FileSystem> Maildirs<F> {
             maildirs.flush_name(&directory);
             maildirs.mailboxes = Some((path.clone(), device));
         }
-        maildirs.open.insert(Maildir::new(MAIN, config.maildir.clone()));
-        maildirs.open_main(true)?;
+        let main = maildirs.open_maildir(MAIN, true)?;
+        if let [root] = &main.above[..] {
+            maildirs.flush_name(root);
+        }
+        for directory in &main.above {
+            maildirs.fs.flush_directory(directory).map_err(|error| (main.path.clone(), error))?;
+        }
+        maildirs.open.insert(Maildir { above: Vec::new(), ..main });
         Ok(maildirs)
     }
 
@@ -211,22 +178,11 @@ impl<F: FileSystem> Maildirs<F> {
         let _ = above.and_then(|above| self.fs.flush_directory(&above));
     }
 
-    /// Opens the main Maildir. It is made only at the start, and what it lacks only where it was then: if it vanishes
-    /// later it may be on a card that was pulled, and mail must not go to what lies below the mount point.
-    pub(crate) fn open_main(&mut self, start: bool) -> Result<(), PathError> {
-        let mut above = Vec::new();
-        let (path, root) = self.open_root(MAIN, start, &mut above)?;
-        let identity = self.fs.identity(&root).map_err(|error| (path.clone(), error))?;
-        if start && above.is_empty() {
-            self.flush_name(&root);
-        }
-        let create = *self.device.get_or_insert(identity.0) == identity.0;
+    /// Opens the main Maildir again.
+    pub(crate) fn open_main(&mut self) -> Result<(), PathError> {
+        let Maildir { identity, directories, above, failed, .. } = self.open_maildir(MAIN, false)?;
         let main = &mut self.open[MAIN_KEY];
-        main.identity = identity;
-        main.open(&mut self.fs, root, create, above)?;
-        for directory in if start { std::mem::take(&mut main.above) } else { Vec::new() } {
-            self.fs.flush_directory(&directory).map_err(|error| (path.clone(), error))?;
-        }
+        (main.identity, main.directories, main.above, main.failed) = (identity, directories, above, failed);
         Ok(())
     }
 
@@ -237,17 +193,43 @@ impl<F: FileSystem> Maildirs<F> {
             maildir.users += 1;
             return Ok(key);
         }
-        let mut above = Vec::new();
-        let (path, root) = self.open_root(destination, self.create, &mut above)?;
-        let mut maildir = Maildir::new(destination, path);
-        maildir.identity = self.fs.identity(&root).map_err(|error| (maildir.path.clone(), error))?;
+        let maildir = self.open_maildir(destination, self.create)?;
         // It may be open by another name.
         if let Some((key, known)) = self.open.iter_mut().find(|(_, it)| it.identity == maildir.identity) {
             known.users += 1;
             return Ok(key);
         }
-        maildir.open(&mut self.fs, root, true, above)?;
         Ok(self.open.insert(maildir))
+    }
+
+    /// Opens a Maildir, and makes what it lacks; with `create` it is made itself. The main one is made only at the start, and
+    /// what it lacks only where it was then: if it vanishes later it may be on a card that was pulled, and mail must not
+    /// go to what lies below the mount point.
+    fn open_maildir(&mut self, destination: &str, create: bool) -> Result<Maildir<F>, PathError> {
+        let mut above = Vec::new();
+        let (path, root) = self.open_root(destination, create, &mut above)?;
+        let identity = self.fs.identity(&root).map_err(|error| (path.clone(), error))?;
+        let create = destination != MAIN || *self.device.get_or_insert(identity.0) == identity.0;
+        let mut open = |name: &str| {
+            let opened = self.fs.open_directory_in(&root, Name::new(&[name]).as_c_str(), create);
+            opened.map_err(|error| (path.join(name), error))
+        };
+        let directories = Directories { tmp: open("tmp")?, new: open("new")?, cur: open("cur")? };
+        above.push(root);
+        Ok(Maildir {
+            destination: destination.to_owned(),
+            identity,
+            new_path: path.join("new"),
+            path,
+            directories,
+            above,
+            failed: false,
+            users: 1,
+            moved: Vec::new(),
+            flushing: Vec::new(),
+            flushes: 0,
+            flush_failure: None,
+        })
     }
 
     /// Opens the directory that a destination names, and with `create` makes what of it is missing; then `above` gets
@@ -257,7 +239,7 @@ impl<F: FileSystem> Maildirs<F> {
     ) -> Result<(PathBuf, F::Directory), PathError> {
         let (base, below) = destination.split_once("//").unwrap_or((destination, ""));
         let (base, device) = match &self.mailboxes {
-            _ if destination == MAIN => (self.open[MAIN_KEY].path.clone(), None),
+            _ if destination == MAIN => (self.main.clone(), None),
             Some((path, device)) if base.is_empty() => (path.clone(), Some(*device)),
             _ => (PathBuf::from(base), None),
         };
@@ -269,15 +251,16 @@ impl<F: FileSystem> Maildirs<F> {
     fn open_below(
         &mut self, base: &Path, below: &str, device: Option<u64>, create: bool, above: &mut Vec<F::Directory>,
     ) -> io::Result<F::Directory> {
-        let mut directory = match self.fs.open_directory(base, false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && create && below.is_empty() => {
+        let opened = self.fs.open_directory(base, false);
+        let mut directory = match (opened.as_ref().map_err(io::Error::kind), create && below.is_empty()) {
+            (Err(io::ErrorKind::NotFound), true) => {
                 let made = self.fs.open_directory(base, true)?;
                 above.push(self.fs.open_directory_in(&made, c"..", false)?);
                 made
             }
             // It is not a mailbox that is missing: what an administrator named was there, and may be on a card that was pulled.
-            Err(error) if is_missing(&error) && !(create && below.is_empty()) => return Err(io::Error::other(error)),
-            opened => opened?,
+            (Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory), false) => opened.map_err(io::Error::other)?,
+            _ => opened?,
         };
         if device.is_some() && device != self.fs.identity(&directory).ok().map(|(device, _)| device) {
             return Err(io::Error::other("another file system is in its place"));
@@ -310,13 +293,14 @@ impl<F: FileSystem> Maildirs<F> {
             return Ok(());
         }
         let Err((path, error)) = self.open_root(destination, false, &mut Vec::new()) else { return Ok(()) };
-        if create && error.kind() == io::ErrorKind::NotFound {
-            return Ok(());
-        } else if is_missing(&error) {
-            return Err(Reply::NO_SUCH_MAILBOX);
+        match error.kind() {
+            io::ErrorKind::NotFound if create => Ok(()),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Err(Reply::NO_SUCH_MAILBOX),
+            _ => {
+                self.complain(&path, "open", &error, now);
+                Err(Reply::STORAGE_FAILED)
+            }
         }
-        self.complain(&path, "open", &error, now);
-        Err(Reply::STORAGE_FAILED)
     }
 
     /// Has a destination that failed take nothing for a while, so that the next try of a message reaches the others; unless
@@ -338,7 +322,7 @@ impl<F: FileSystem> Maildirs<F> {
         if !matches!(there, Ok(true)) && main.flushes == 0 {
             let (first, then) = if main.failed { (Level::Debug, Level::Debug) } else { (Level::Warn, Level::Error) };
             log!(first, "{}: removed or replaced while running; opening it again", main.path.display());
-            if let Err((path, error)) = self.open_main(false) {
+            if let Err((path, error)) = self.open_main() {
                 log!(then, "{}: {error}; refusing its mail until it is back", path.display());
                 self.open[MAIN_KEY].failed = true;
                 if self.alone {
@@ -346,16 +330,12 @@ impl<F: FileSystem> Maildirs<F> {
                 }
             }
         }
-        let Maildir { path, directories: Some(Directories { tmp, new, .. }), .. } = &self.open[MAIN_KEY] else {
-            return;
-        };
+        let Maildir { path, directories: Directories { tmp, new, .. }, .. } = &self.open[MAIN_KEY];
         self.litter
             .retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name.as_c_str()).is_err());
-        let Ok(mut space) = self.fs.space(new) else { return };
-        if let Some(Ok(directory)) = self.mailboxes.as_ref().map(|(path, _)| self.fs.open_directory(path, false)) {
-            let other = self.fs.space(&directory).ok().filter(|other| other.free < space.free);
-            space = other.unwrap_or(space);
-        }
+        let mailboxes = self.mailboxes.as_ref().and_then(|(path, _)| self.fs.open_directory(path, false).ok());
+        let spaces = [Some(new), mailboxes.as_ref()].into_iter().flatten().filter_map(|it| self.fs.space(it).ok());
+        let Some(space) = spaces.min_by_key(|space| space.free) else { return };
         let before = self.room;
         let floor = match self.min_free {
             MinFree::Octets(octets) => octets,
@@ -367,10 +347,9 @@ impl<F: FileSystem> Maildirs<F> {
             (_, 0) => u64::MAX,
             _ => space.free.saturating_sub(floor),
         };
-        if self.room == 0 && before > 0 {
-            warn!("{}: {} octets free, below the floor; refusing mail", path.display(), space.free);
-        } else if self.room > 0 && before == 0 {
-            warn!("{}: {} octets free; taking mail again", path.display(), space.free);
+        if (self.room == 0) != (before == 0) {
+            let change = if self.room == 0 { ", below the floor; refusing mail" } else { "; taking mail again" };
+            warn!("{}: {} octets free{change}", path.display(), space.free);
         }
     }
 
@@ -382,9 +361,7 @@ impl<F: FileSystem> Maildirs<F> {
 
     /// Removes a name in `tmp/` or else in `new/`.
     pub(crate) fn unlink(&mut self, key: usize, in_tmp: bool, name: Name) {
-        let Some(Maildir { path, directories: Some(Directories { tmp, new, .. }), .. }) = self.open.get(key) else {
-            return;
-        };
+        let Some(Maildir { path, directories: Directories { tmp, new, .. }, .. }) = self.open.get(key) else { return };
         if let Err(error) = remove(&mut self.fs, if in_tmp { tmp } else { new }, name.as_c_str()) {
             // One line for all that follow.
             if self.litter.is_empty() {
@@ -407,11 +384,6 @@ impl<F: FileSystem> Maildirs<F> {
         let path = self.open.get(key).map(|maildir| maildir.path.clone()).unwrap_or_default();
         self.complain(&path, doing, error, now);
     }
-}
-
-/// Whether an error says that there is no such directory, nor a way to it.
-fn is_missing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Removes a name; one that is not there is removed already.

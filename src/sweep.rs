@@ -147,8 +147,7 @@ impl<F: FileSystem> Sweep<F> {
                 Some(names) => names,
                 None => self.names.insert(fs.list(if self.in_tmp { tmp } else { new })?),
             };
-            let name = fs.next_name(names)?;
-            match name {
+            match fs.next_name(names)? {
                 Some(name) if self.in_tmp => self.removed += usize::from(remove_if_old(fs, tmp, &name, own, now)),
                 // Of a start that was killed between two steps of its proof.
                 Some(name) if name.to_bytes().starts_with(PROOF.as_bytes()) => {

@@ -2,10 +2,9 @@
 //!
 //! Since Linux 4.18 the kernel runs `fsync` and `fdatasync` in its own workers and tells an eventfd when one ends. This
 //! takes no threads of ours, nor io_uring, which many boards lack and many container engines forbid. The structures are
-//! those of `linux/aio_abi.h`. All `unsafe` of the crate is in this file; elsewhere than on Linux it has none.
-#![cfg(all(target_os = "linux", not(target_arch = "riscv32")))]
+//! those of `linux/aio_abi.h`. All `unsafe` of the crate is in this file.
 
-use crate::fs::{Disk, Flush, Flusher, Ticket};
+use crate::fs::{Disk, Flush, Ticket};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
@@ -51,7 +50,7 @@ fn result_of(event: i64) -> io::Result<()> {
 /// An AIO context with the eventfd it reports to. Once its queues have grown to what is used, nothing is allocated.
 ///
 /// Dropping it waits until the flushes under way have ended: so does `io_destroy`. Their results are lost.
-struct Aio {
+pub(crate) struct Aio {
     /// `aio_context_t`, as wide as a `long` of the kernel's interface.
     context: libc::c_ulong,
     event: OwnedFd,
@@ -64,26 +63,27 @@ struct Aio {
     drained: bool,
 }
 
-/// Makes a context with room for `in_flight` flushes, or somewhat more; what is queued beyond waits for its turn. Its
-/// errors are `ENOSYS` or `EPERM` where the kernel has no AIO or a filter forbids it, `EAGAIN` when the machine's
-/// `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
-pub fn flusher(in_flight: usize) -> io::Result<Box<dyn Flusher>> {
-    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    let mut context: libc::c_ulong = 0; // or the call refuses it
-    // SAFETY: the kernel writes one aio_context_t, as wide as a c_ulong, through the pointer during the call.
-    if unsafe { libc::syscall(libc::SYS_io_setup, in_flight.max(1), &raw mut context) } < 0 {
-        return Err(io::Error::last_os_error());
+impl Aio {
+    /// Makes a context with room for `in_flight` flushes, or somewhat more; what is queued beyond waits for its turn. Its
+    /// errors are `ENOSYS` or `EPERM` where the kernel has no AIO or a filter forbids it, `EAGAIN` when the machine's
+    /// `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
+    pub(crate) fn new(in_flight: usize) -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let mut context: libc::c_ulong = 0; // or the call refuses it
+        // SAFETY: the kernel writes one aio_context_t, as wide as a c_ulong, through the pointer during the call.
+        if unsafe { libc::syscall(libc::SYS_io_setup, in_flight.max(1), &raw mut context) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let (queued, ended) = (VecDeque::new(), VecDeque::new());
+        Ok(Self { context, event, in_flight: 0, queued, ended, drained: false })
     }
-    let (queued, ended) = (VecDeque::new(), VecDeque::new());
-    Ok(Box::new(Aio { context, event, in_flight: 0, queued, ended, drained: false }))
-}
 
-impl Flusher for Aio {
-    fn event(&self) -> BorrowedFd<'_> {
+    /// What becomes readable when flushes end, for edge-triggered polling: each end is an edge, so nobody has to read.
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
 
-    fn queue(&mut self, what: Flush<'_, Disk>, ticket: Ticket) {
+    pub(crate) fn queue(&mut self, what: Flush<'_, Disk>, ticket: Ticket) {
         let (opcode, file) = match what {
             Flush::File(file) => (IOCB_CMD_FDSYNC, file.as_raw_fd()),
             Flush::Directory(directory) => (IOCB_CMD_FSYNC, directory.as_raw_fd()),
@@ -93,7 +93,7 @@ impl Flusher for Aio {
         self.queued.push_back(Iocb { data: ticket, opcode, file, flags: IOCB_FLAG_RESFD, event, ..Iocb::default() });
     }
 
-    fn submit(&mut self) -> bool {
+    pub(crate) fn submit(&mut self) -> bool {
         while !self.queued.is_empty() {
             let wanted = self.queued.len().min(BATCH);
             let mut requests = self.queued.iter_mut();
@@ -119,7 +119,7 @@ impl Flusher for Aio {
         !self.ended.is_empty()
     }
 
-    fn ended(&mut self) -> Option<(Ticket, io::Result<()>)> {
+    pub(crate) fn ended(&mut self) -> Option<(Ticket, io::Result<()>)> {
         if self.ended.is_empty() && !std::mem::take(&mut self.drained) {
             let mut events = [IoEvent::default(); BATCH];
             let (least, timeout) = (0 as libc::c_long, ptr::null::<libc::timespec>());

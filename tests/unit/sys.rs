@@ -1,6 +1,5 @@
 //! Asynchronous flushes: many, more than fit, and those that fail.
 #![allow(clippy::unwrap_used, clippy::panic)]
-#![cfg(target_os = "linux")]
 
 use super::*;
 use crate::fs::tests::Scratch;
@@ -20,7 +19,7 @@ fn files(scratch: &Scratch, count: usize) -> (Vec<File>, OwnedFd) {
 }
 
 /// Waits, by edges alone, for `count` ends; gives ticket and error number of each, ordered.
-fn wait(flusher: &mut dyn Flusher, count: usize) -> Vec<(u64, Option<i32>)> {
+fn wait(flusher: &mut Aio, count: usize) -> Vec<(u64, Option<i32>)> {
     let mut poll = mio::Poll::new().unwrap();
     let raw = flusher.event().as_raw_fd();
     poll.registry().register(&mut SourceFd(&raw), mio::Token(0), mio::Interest::READABLE).unwrap();
@@ -45,14 +44,14 @@ fn many_at_once_and_more_than_fit() {
     let scratch = Scratch::new();
     let (files, directory) = files(&scratch, 400);
     for in_flight_max in [0, 1, 7, 64, 1000] {
-        let mut flusher = flusher(in_flight_max).unwrap();
+        let mut flusher = Aio::new(in_flight_max).unwrap();
         for round in 0..3 {
             for (ticket, file) in (0..).zip(&files) {
                 flusher.queue(Flush::File(file), ticket << 32 | round);
             }
             flusher.queue(Flush::Directory(&directory), 400 << 32 | round);
             flusher.submit();
-            assert!(wait(&mut *flusher, 401).into_iter().eq((0..=400).map(|ticket| (ticket << 32 | round, None))));
+            assert!(wait(&mut flusher, 401).into_iter().eq((0..=400).map(|ticket| (ticket << 32 | round, None))));
             assert!(flusher.ended().is_none());
         }
     }
@@ -68,7 +67,7 @@ fn errors_concern_one_ticket() {
     let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap().into();
     // A number so high that no other test gets it after it was closed.
     let closed = rustix::io::fcntl_dupfd_cloexec(&directory, 900).unwrap().into();
-    let mut flusher = flusher(4).unwrap();
+    let mut flusher = Aio::new(4).unwrap();
     for (ticket, file) in (0..).step_by(10).zip(&files) {
         flusher.queue(Flush::Directory(file), ticket);
         flusher.queue(Flush::Directory(&socket), ticket + 1);
@@ -79,7 +78,7 @@ fn errors_concern_one_ticket() {
     flusher.submit();
     let (einval, ebadf) = (Some(libc::EINVAL), Some(libc::EBADF));
     let expected = (0..100).step_by(10).flat_map(|n| [(n, None), (n + 1, einval), (n + 2, einval), (n + 3, ebadf)]);
-    assert!(wait(&mut *flusher, 40).into_iter().eq(expected));
+    assert!(wait(&mut flusher, 40).into_iter().eq(expected));
 }
 
 /// A flush that the disk fails is told by a number below 0 in an event, which no file that works can be made to give.
@@ -103,7 +102,7 @@ fn drop_with_flushes_under_way() {
     let scratch = Scratch::new();
     let (files, _) = files(&scratch, 200);
     let files: Vec<OwnedFd> = files.into_iter().map(OwnedFd::from).collect();
-    let mut flusher = flusher(100).unwrap();
+    let mut flusher = Aio::new(100).unwrap();
     for (ticket, file) in (0..).zip(&files) {
         flusher.queue(Flush::Directory(file), ticket);
     }
