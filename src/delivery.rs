@@ -110,8 +110,8 @@ impl<F: FileSystem> Delivery<F> {
         Name::new(&[self.id.unique_name(), again[0], again[1], ".", host, size[0], size[1]])
     }
 
-    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own. None is made for one
-    /// that failed, nor a second one in the same Maildir, which may have another name, too.
+    /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own. None is made for
+    /// one that failed, nor a second one in the same Maildir, which may have another name, too.
     fn create(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
         let Maildirs { fs, open, host, .. } = maildirs;
         let (before, rest) = self.copies.split_at(index);

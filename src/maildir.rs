@@ -71,8 +71,8 @@ pub(crate) struct Maildir<F: FileSystem> {
     /// That of `new/`.
     new_path: PathBuf,
     pub(crate) directories: Directories<F>,
-    /// Those that were opened on the way, to be flushed with the next group: whoever made directories in them, and be it
-    /// for a message that was dropped, the names are to be durable.
+    /// Those that were opened on the way, to be flushed with the next group: whoever made directories in them, and be
+    /// it for a message that was dropped, the names are to be durable.
     pub(crate) above: Vec<F::Directory>,
     /// A flush of them failed, or they are not where they were: names are removed there, and nothing else is done.
     pub(crate) failed: bool,
@@ -202,9 +202,9 @@ impl<F: FileSystem> Maildirs<F> {
         Ok(self.open.insert(maildir))
     }
 
-    /// Opens a Maildir, and makes what it lacks; with `create` it is made itself. The main one is made only at the start, and
-    /// what it lacks only where it was then: if it vanishes later it may be on a card that was pulled, and mail must not
-    /// go to what lies below the mount point.
+    /// Opens a Maildir, and makes what it lacks; with `create` it is made itself. The main one is made only at the
+    /// start, and what it lacks only where it was then: if it vanishes later it may be on a card that was pulled, and
+    /// mail must not go to what lies below the mount point.
     fn open_maildir(&mut self, destination: &str, create: bool) -> Result<Maildir<F>, PathError> {
         let mut above = Vec::new();
         let (path, root) = self.open_root(destination, create, &mut above)?;

@@ -64,9 +64,9 @@ pub(crate) struct Aio {
 }
 
 impl Aio {
-    /// Makes a context with room for `in_flight` flushes, or somewhat more; what is queued beyond waits for its turn. Its
-    /// errors are `ENOSYS` or `EPERM` where the kernel has no AIO or a filter forbids it, `EAGAIN` when the machine's
-    /// `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
+    /// Makes a context with room for `in_flight` flushes, or somewhat more; what is queued beyond waits for its turn.
+    /// Its errors are `ENOSYS` or `EPERM` where the kernel has no AIO or a filter forbids it, `EAGAIN` when the
+    /// machine's `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
     pub(crate) fn new(in_flight: usize) -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut context: libc::c_ulong = 0; // or the call refuses it
