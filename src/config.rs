@@ -59,6 +59,8 @@ pub struct Config {
     pub subaddress_delimiter: Option<char>,
     pub allow_from: Vec<IpNet>,
     pub sync: SyncMode,
+    /// Whether files have mode 0640 and directories 2750, else 0600 and 0700. The process's umask takes from that.
+    pub group_readable: bool,
     pub keep: Keep,
     pub min_free: MinFree,
     /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
@@ -91,6 +93,7 @@ impl Default for Config {
             subaddress_delimiter: Some('+'),
             allow_from: Vec::new(),
             sync: SyncMode::Always,
+            group_readable: false,
             keep: Keep::default(),
             min_free: MinFree::Usual,
             grace: Duration::from_secs(8),

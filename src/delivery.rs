@@ -27,6 +27,8 @@ pub const MAILDIR_DESCRIPTORS: usize = 4;
 const ATTEMPTS_MAX: u32 = 16;
 /// The destination that is the main Maildir.
 pub const MAIN: &str = "";
+/// Copies that an emptied list may have room for and still be kept.
+const COPIES_KEPT_MAX: usize = 8;
 /// The owner of a file that only shows that the disk works.
 const PROBE: usize = usize::MAX;
 
@@ -502,7 +504,10 @@ impl<F: FileSystem> Store<F> {
             self.files -= usize::from(copy.file.is_some());
             self.maildirs.release(copy.maildir);
         }
-        self.spare.push(delivery.copies);
+        // A long list goes back, as no envelope counts it any more.
+        if delivery.copies.capacity() <= COPIES_KEPT_MAX {
+            self.spare.push(delivery.copies);
+        }
     }
 }
 

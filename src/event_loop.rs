@@ -147,7 +147,9 @@ impl EventLoop {
         }
         // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
         let random = RandomState::new().hash_one(SystemTime::now());
-        let opened = Store::open(Disk::new(config.sync), &config, random);
+        let mut disk = Disk::new(config.sync);
+        disk.group_readable = config.group_readable;
+        let opened = Store::open(disk, &config, random);
         let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
         let writable = enter_sandbox(&config, &recipients)?;
         store.prove().map_err(|error| unusable(&config.maildir, error))?;

@@ -100,7 +100,6 @@ const IN_FLIGHT_MAX: usize = 256;
 /// How long the disk may take to tell of an end while flushes prove that they work asynchronously.
 const PROOF_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// The real disk.
 pub struct Disk {
@@ -111,8 +110,8 @@ pub struct Disk {
     pub(crate) falls_back: bool,
     /// Ends of flushes that were not asynchronous.
     ended: VecDeque<(Ticket, io::Result<()>)>,
-    /// Whether the umask takes away what files are to have, as far as is known.
-    umask_bites: bool,
+    /// Whether the group may read what is made: files then have mode 0640 and directories 2750, else 0600 and 0700.
+    pub group_readable: bool,
     /// Whether a rename that never replaces was found to be missing.
     link_to_rename: bool,
 }
@@ -121,7 +120,7 @@ impl Disk {
     /// A disk whose flushes block until it was proved that they need not.
     pub fn new(sync: SyncMode) -> Self {
         let ended = VecDeque::new();
-        Self { sync, aio: None, falls_back: false, ended, umask_bites: true, link_to_rename: false }
+        Self { sync, aio: None, falls_back: false, ended, group_readable: false, link_to_rename: false }
     }
 
     /// Flushes `file` and `directory` and waits for them, before any other flush; asynchronously if that can be done, and
@@ -169,6 +168,10 @@ impl Disk {
         self.aio.as_ref().map(Aio::event)
     }
 
+    fn directory_mode(&self) -> Mode {
+        Mode::from_raw_mode(if self.group_readable { 0o2750 } else { 0o700 })
+    }
+
     /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
     fn flush(&self, what: Flush<'_, Self>) -> io::Result<()> {
         match what {
@@ -179,28 +182,19 @@ impl Disk {
     }
 }
 
-/// Opens `path` below `at`, and makes it before if that is asked for.
-fn open(at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: bool) -> io::Result<OwnedFd> {
-    match rustix::fs::openat(at, path, flags, Mode::empty()) {
-        Err(Errno::NOENT) if create => {}
-        opened => return Ok(opened?),
-    }
-    match rustix::fs::mkdirat(at, path, Mode::RWXU) {
-        Err(Errno::EXIST) => {} // another process was quicker than we are
-        made => made?,
-    }
+/// Opens `path` below `at`, and makes it before if a mode for that is given.
+fn open(at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: Option<Mode>) -> io::Result<OwnedFd> {
+    let opened = rustix::fs::openat(at, path, flags, Mode::empty());
+    let (Err(Errno::NOENT), Some(mode)) = (&opened, create) else { return Ok(opened?) };
+    let made = rustix::fs::mkdirat(at, path, mode);
+    // Another process may have been quicker than we are.
+    made.or_else(|errno| if errno == Errno::EXIST { Ok(()) } else { Err(errno) })?;
     let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
-    undo_umask(&directory, Mode::RWXU)?;
-    Ok(directory)
-}
-
-/// Gives back what the umask took from what was just made. Returns whether it took anything.
-fn undo_umask(made: impl AsFd, wanted: Mode) -> io::Result<bool> {
-    let mode = Mode::from_raw_mode(rustix::fs::fstat(&made)?.st_mode);
-    if !mode.contains(wanted) {
-        rustix::fs::fchmod(&made, mode | wanted)?;
+    if made.is_ok() {
+        // The bit that has what is made there be the group's can be set in no other way.
+        rustix::fs::fchmod(&directory, mode)?;
     }
-    Ok(!mode.contains(wanted))
+    Ok(directory)
 }
 
 /// What tells a file or directory from all others.
@@ -214,23 +208,17 @@ impl FileSystem for Disk {
     type Listing = Dir;
 
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<OwnedFd> {
-        open(CWD, path, DIRECTORY, create)
+        open(CWD, path, DIRECTORY, create.then(|| self.directory_mode()))
     }
 
     fn open_directory_in(&mut self, at: &OwnedFd, name: &CStr, create: bool) -> io::Result<OwnedFd> {
-        open(at.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
+        open(at.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create.then(|| self.directory_mode()))
     }
 
     fn create(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(directory, name, flags, FILE_MODE)?;
-        // Only an odd umask takes from 0600. The first file shows whether it does, so that the others do not cost a system
-        // call more.
-        if self.umask_bites {
-            let undone = undo_umask(&file, FILE_MODE);
-            self.umask_bites = undone.inspect_err(|_| drop(self.remove(directory, name)))?;
-        }
-        Ok(file.into())
+        let mode = Mode::from_raw_mode(if self.group_readable { 0o640 } else { 0o600 });
+        Ok(rustix::fs::openat(directory, name, flags, mode)?.into())
     }
 
     fn write(&mut self, file: &mut File, octets: &[u8]) -> io::Result<()> {

@@ -21,7 +21,8 @@ const HOST_OCTETS_MAX: usize = 100;
 const LITTER_MAX: usize = 256;
 /// How often the file system is asked for its room, and a failed one is tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a mailbox that failed while others of the same message did not takes no new mail.
+/// Mailboxes that take no new mail as they failed while others of the same message did not, and how long they do not.
+const FAILED_MAX: usize = 256;
 const FAILED_TIME: Duration = Duration::from_secs(60);
 /// How a file begins that only proves that mail can be kept. Readers of a Maildir pass over such names.
 pub(crate) const PROOF: &str = ".proof-";
@@ -244,16 +245,18 @@ impl<F: FileSystem> Maildirs<F> {
             _ => (PathBuf::from(base), None),
         };
         let path = base.join(below);
-        let opened = self.open_below(&base, below, device, create, above);
+        let base_may_come = below.is_empty() && (create || self.create && destination != MAIN);
+        let opened = self.open_below(&base, below, device, (create, base_may_come), above);
         opened.map(|root| (path.clone(), root)).map_err(|error| (path, error))
     }
 
     fn open_below(
-        &mut self, base: &Path, below: &str, device: Option<u64>, create: bool, above: &mut Vec<F::Directory>,
+        &mut self, base: &Path, below: &str, device: Option<u64>, (create, base_may_come): (bool, bool),
+        above: &mut Vec<F::Directory>,
     ) -> io::Result<F::Directory> {
         let opened = self.fs.open_directory(base, false);
-        let mut directory = match (opened.as_ref().map_err(io::Error::kind), create && below.is_empty()) {
-            (Err(io::ErrorKind::NotFound), true) => {
+        let mut directory = match (opened.as_ref().map_err(io::Error::kind), base_may_come) {
+            (Err(io::ErrorKind::NotFound), true) if create => {
                 let made = self.fs.open_directory(base, true)?;
                 above.push(self.fs.open_directory_in(&made, c"..", false)?);
                 made
@@ -308,6 +311,7 @@ impl<F: FileSystem> Maildirs<F> {
     pub(crate) fn leave_out(&mut self, destination: String, error: &io::Error, now: Now) {
         let errno = Errno::from_io_error(error);
         if destination != MAIN && !matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) {
+            self.failed.truncate(FAILED_MAX);
             self.failed.push((destination, now.instant + FAILED_TIME));
         }
     }

@@ -11,6 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 fn main() -> ExitCode {
     // 64 as `sysexits.h` has it.
     let parsed = options::parse().map_err(|problem| (format!("{problem}; see mailchute --help"), 64));
+    // What is made has its mode from us, whoever started us.
+    rustix::process::umask(rustix::fs::Mode::empty());
     let ended = parsed.and_then(|(config, filters)| {
         start_logging(&filters);
         EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))

@@ -49,6 +49,7 @@ Usage: mailchute [OPTION]…
   --grace TIME              time for messages under way when told to stop [8s]
   --user NAME[:GROUP]       give up root for this user once the sockets are bound [stay who we are]
   --sandbox WHAT            Landlock: off, auto (where the kernel has it) or require [auto]
+  --group-readable          files have mode 0640 and directories 2750 [0600 and 0700]
   --log LEVEL               off, error, warn, info, debug or trace [info, or RUST_LOG]
   -h, --help                print this and end
   -V, --version             print the version and end
@@ -143,6 +144,7 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
             let choices = [("off", Sandbox::Off), ("auto", Sandbox::Auto), ("require", Sandbox::Require)];
             config.sandbox = choice(text, &choices)?;
         }
+        "group-readable" => config.group_readable = choice(text, &YES_OR_NO)?,
         "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
         _ => return None,
     }

@@ -938,6 +938,21 @@ fn a_maildir_that_is_a_file_is_status_1() {
 }
 
 #[test]
+fn a_group_may_read_where_that_is_said() {
+    let place = Place::new();
+    let mut command = mailchute_by_shell("umask 077; exec \"$@\"");
+    command.args(["--listen", "127.0.0.1:0", "--group-readable", "--maildir"]).arg(place.maildir());
+    let server = Server::ready(command);
+    server.connect().deliver(&text(1, 100));
+    let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+    assert_eq!(mode(&place.files("new")[0]), 0o640);
+    for directory in ["", "tmp", "new", "cur"] {
+        assert_eq!(mode(&place.maildir().join(directory)), 0o2750, "{directory}");
+    }
+    server.stop();
+}
+
+#[test]
 fn modes_do_not_depend_on_the_umask() {
     for umask in ["000", "077"] {
         let place = Place::new();

@@ -177,30 +177,3 @@ fn lists_every_name_once() {
     assert!(age < Duration::from_secs(60));
     assert_eq!(disk.modified(&directory, c"link").unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
-
-/// The umask belongs to the whole process, so a process of its own tries an odd one.
-#[test]
-fn modes_whatever_the_umask() {
-    if std::env::var_os("MAILCHUTE_ODD_UMASK").is_some() {
-        let scratch = std::env::temp_dir();
-        let mut disk = Disk::new(SyncMode::Always);
-        let root = disk.open_directory(&scratch.join("root"), true).unwrap();
-        for name in [c"1", c"2"] {
-            disk.create(&root, name).unwrap();
-        }
-        return;
-    }
-    for umask in ["0", "277", "022"] {
-        let scratch = Scratch::new();
-        let status = std::process::Command::new("sh")
-            .args(["-c", "umask $1; exec \"$0\" --exact fs::tests::modes_whatever_the_umask"])
-            .args([std::env::current_exe().unwrap().as_os_str(), umask.as_ref()])
-            .env("MAILCHUTE_ODD_UMASK", "1")
-            .env("TMPDIR", &scratch.0)
-            .stdout(std::process::Stdio::null())
-            .status();
-        assert!(status.unwrap().success());
-        assert_eq!(mode(&scratch.0.join("root")), 0o700);
-        assert_eq!((mode(&scratch.0.join("root/1")), mode(&scratch.0.join("root/2"))), (0o600, 0o600));
-    }
-}
