@@ -18,45 +18,7 @@ use mailchute::smtp::data::LineEnd;
 
 /// What `--help` says, and the one table of options: each line has a name (`MAILCHUTE_NAME` in the environment), what
 /// stands for its value, and behind two blanks what a wrong value is answered with, too. They count in this order.
-const HELP: &str = "\
-Takes mail by SMTP and has it safely in a Maildir before it says 250.
-
-Usage: mailchute [OPTION]…
-
-  --listen ADDR…            take SMTP here: IP:PORT or unix:PATH [127.0.0.1:2525 and [::1]:2525]
-  --lmtp ADDR…              take LMTP here: IP:PORT or unix:PATH
-  --mailboxes DIR           keep mail in DIR/DOMAIN/USER, or DIR/USER with one domain [in one Maildir]
-  --maildir DIR             keep the mail here; made if missing [./Maildir]
-  --allow-from CIDR|any…    serve clients of this network [any; without domain or table all that is not public]
-  --domain NAME…            accept mail for this domain only, or *.NAME for all below it [any]
-  --create-mailboxes        make the Maildirs of recipients that have none [no]
-  --recipients FILE         read a table of recipients, again on SIGHUP
-  --subaddress-delimiter C  one character: what follows it in a local part is a tag [+]
-  --hostname NAME           our host name in greeting and headers [the system's]
-  --max-size BYTES          largest message; 10M, 1G … work [25M]
-  --sync WHEN               always: say 250 when the disk has it; never: do not wait [always]
-  --keep-messages N         number of messages that stay in a Maildir; the oldest new ones go [all]
-  --keep-age TIME           time that messages stay new in a Maildir before they go: 12h, 30d … [for ever]
-  --min-free BYTES|N%       refuse mail with less space free [16M or 2%, the smaller]
-  --bare-newline WHAT       lone CR or LF in a message: normalize or reject [normalize]
-  --crlf WHAT               line ends in files: convert (LF) or keep (CRLF) [convert]
-  --auth WHAT               accept-any: take every login; it proves nothing [off]
-  --strict                  keep to the RFCs to the letter, for testers [no]
-  --timeout TIME            close after so long a silence: 300s, 5m … [5m]
-  --max-messages N          number of messages in one connection, announced as MAILMAX [any]
-  --max-connections N       number of connections; those beyond are told 421 [1000]
-  --max-connections-per-ip N  those of one address, or /64 of IPv6; this machine has no limit [50]
-  --grace TIME              time for messages under way when told to stop [8s]
-  --user NAME[:GROUP]       give up root for this user once the sockets are bound [stay who we are]
-  --sandbox WHAT            Landlock: off, auto (where the kernel has it) or require [auto]
-  --group-readable          files have mode 0640 and directories 2750 [0600 and 0700]
-  --log LEVEL               off, error, warn, info, debug or trace [info, or RUST_LOG]
-  -h, --help                print this and end
-  -V, --version             print the version and end
-
-Each option can also be given as an environment variable: MAILCHUTE_LISTEN, MAILCHUTE_MAX_SIZE and so on.
-A flag wins over its variable. With … it may be given several times; a variable separates values by commas.
-";
+const HELP: &str = include_str!("options.txt");
 const VERSION: &str = concat!("mailchute ", env!("CARGO_PKG_VERSION"), "\n");
 
 /// The name of each option, what stands for its value, and its help.
