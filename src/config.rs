@@ -120,8 +120,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The most memory that a server takes, in octets, resident and beside the kernel's for sockets: that of the program, of
-    /// blocks, envelopes and open Maildirs, of each connection with two small buffers, and of the table, when it is read again.
+    /// The most octets of memory that a server takes: always, for each connection, and for the table, read again.
     pub fn memory_max(&self) -> u64 {
         let table = self.recipients.as_ref().and_then(|path| Some(path.metadata().ok()?.len())).unwrap_or(0);
         (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 24
@@ -129,10 +128,10 @@ impl Config {
 
     /// Whose connections are taken, also where mail for any domain is, which others would flood: private ones by default.
     pub(crate) fn networks(&self) -> Vec<IpNet> {
-        if self.allow_from.is_empty() {
-            return PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect();
+        match &self.allow_from[..] {
+            [] => PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect(),
+            named => named.to_owned(),
         }
-        self.allow_from.clone()
     }
 }
 

@@ -108,17 +108,16 @@ pub struct EventLoop {
     listeners: Vec<Listener>,
     /// When newcomers are taken again, since no descriptor was left for one.
     accept_from: Option<Instant>,
-    /// Closed for a moment when none is left, so that a newcomer can be told so.
-    spare_descriptor: Option<OwnedFd>,
+    /// A descriptor that is closed for a moment when none is left, so that a newcomer can be told so.
+    spare: Option<OwnedFd>,
     server: Server<TcpStream, Disk>,
     /// Takes an octet for each time that the end is asked for, which `stops` gives.
     stopper: Arc<OwnedFd>,
     stops: OwnedFd,
     /// Gives an octet for each time that the table is to be read again.
     reloads: OwnedFd,
-    config: Config,
-    /// Where files may be made since the sandbox was entered; anywhere else it has not been.
-    writable: Option<Vec<PathBuf>>,
+    /// Below which directories files may be made.
+    writable: Vec<PathBuf>,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
 }
@@ -165,20 +164,8 @@ impl EventLoop {
         }
         let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
-        let spare_descriptor = rustix::io::dup(&stops).ok();
-        Ok(Self {
-            poll,
-            listeners,
-            accept_from: None,
-            spare_descriptor,
-            server,
-            stopper,
-            stops,
-            reloads,
-            config,
-            writable,
-            end: None,
-        })
+        let spare = rustix::io::dup(&stops).ok();
+        Ok(Self { poll, listeners, accept_from: None, spare, server, stopper, stops, reloads, writable, end: None })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -194,19 +181,20 @@ impl EventLoop {
 
     /// Serves until it is told to stop. An error is that of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
-        if self.config.protocol.accept_any_login {
+        let config = &self.server.config;
+        if config.protocol.accept_any_login {
             warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
         }
-        if self.config.sync == SyncMode::Never {
+        if config.sync == SyncMode::Never {
             warn!("--sync never: a 250 does not wait for the disk; a power cut may lose what was accepted");
         }
         for listener in &self.listeners {
             let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
             info!("listening on {}{protocol}", listener.place);
         }
-        let (memory, connections) = (self.config.memory_max().div_ceil(1 << 20), self.config.connections_max);
+        let (memory, connections) = (config.memory_max().div_ceil(1 << 20), config.connections_max);
         info!("memory: at most {memory} MiB with {connections} connections");
-        let path = absolute(&self.config.maildir).unwrap_or_else(|_| self.config.maildir.clone());
+        let path = absolute(&config.maildir).unwrap_or_else(|_| config.maildir.clone());
         info!("storing mail in {}", path.display());
         let mut events = Events::with_capacity(1024);
         let mut now = Now::read();
@@ -246,7 +234,7 @@ impl EventLoop {
     /// Begins the end, or where it has begun, has it be now.
     fn stop(&mut self, now: Now) {
         while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
-            let grace = if self.end.is_none() { self.config.grace } else { Duration::ZERO };
+            let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
             info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
             self.listeners.clear();
             self.server.drain();
@@ -256,9 +244,9 @@ impl EventLoop {
 
     fn reload(&mut self) {
         let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
-        let read = Recipients::load(&self.config).and_then(|recipients| {
-            let outside = |path: &&str| !self.writable.as_ref().is_none_or(|writable| is_below(writable, path));
-            let outside = recipients.maildirs().find(outside).map(str::to_owned);
+        let read = Recipients::load(&self.server.config).and_then(|recipients| {
+            let inside = |path: PathBuf| self.writable.iter().any(|directory| path.starts_with(directory));
+            let outside = recipients.maildirs().find(|path| !absolute(path).is_ok_and(inside)).map(str::to_owned);
             outside.map_or(Ok(recipients), |path| Err(format!("{path} is outside of the sandbox: restart needed")))
         });
         match read {
@@ -298,12 +286,12 @@ impl EventLoop {
                         }
                         self.accept_from = Some(now.instant + ACCEPT_PAUSE);
                         for _ in 0..TURN_ACCEPTS_MAX {
-                            self.spare_descriptor = None;
+                            self.spare = None;
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
                             let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
                             let _ = rustix::net::send(&socket, reply.as_bytes(), SendFlags::NOSIGNAL);
                         }
-                        self.spare_descriptor = rustix::io::dup(&self.stops).ok();
+                        self.spare = rustix::io::dup(&self.stops).ok();
                         return;
                     }
                     // That one newcomer went away again.
@@ -336,11 +324,12 @@ fn share_descriptors(config: &mut Config) -> usize {
     files_max
 }
 
-/// Enters the sandbox, if that is asked for and can be done. Where files may be made since then: in each Maildir and root of
-/// mailboxes, or where it is not there yet in the directory that it would be in.
-fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Option<Vec<PathBuf>>> {
+/// Enters the sandbox, if that is asked for and can be done. Below which directories files may be made then: each Maildir
+/// and root of mailboxes, or where it is not there yet the directory that it would be in.
+fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<PathBuf>> {
+    let anywhere = vec![PathBuf::from("/")];
     if config.sandbox == Sandbox::Off {
-        return Ok(None);
+        return Ok(anywhere);
     }
     let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
     let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
@@ -349,19 +338,15 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Option<
     let read: Vec<_> = config.recipients.iter().filter_map(|path| parent(path)).collect();
     let places = config.listen.iter().flatten().chain(&config.lmtp);
     let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
-    match restrict(&written, &read, &sockets.collect::<Vec<_>>()) {
-        Ok(()) => info!("sandbox: Landlock; nothing is written but in {} directories", written.len()),
-        Err(_) if config.sandbox == Sandbox::Require => return Err(io::Error::other(NO_SANDBOX)),
-        Err(_) => {
-            info!("{NO_SANDBOX}");
-            return Ok(None);
-        }
+    if restrict(&written, &read, &sockets.collect::<Vec<_>>()).is_ok() {
+        info!("sandbox: Landlock; nothing is written but in {} directories", written.len());
+        return Ok(written);
     }
-    Ok(Some(written))
-}
-
-fn is_below(directories: &[PathBuf], path: &str) -> bool {
-    absolute(path).is_ok_and(|path| directories.iter().any(|directory| path.starts_with(directory)))
+    if config.sandbox == Sandbox::Require {
+        return Err(io::Error::other(NO_SANDBOX));
+    }
+    info!("{NO_SANDBOX}");
+    Ok(anywhere)
 }
 
 fn listen(config: &Config) -> io::Result<Vec<Listener>> {

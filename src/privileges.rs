@@ -25,8 +25,7 @@ pub(crate) fn become_user(user: &str) -> Result<(), String> {
     let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
     let number: Option<u32> = name.parse().ok();
     // Where there are no names, as in a container, a number is enough.
-    let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(Uid::from_raw(number)));
-    let found = found.ok().flatten();
+    let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(number.into())).ok().flatten();
     let uid = number.map(Uid::from_raw).or(found.as_ref().map(|user| user.uid));
     let gid = match group {
         Some(group) => group.parse().ok().map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid)),
@@ -43,10 +42,9 @@ pub(crate) fn become_user(user: &str) -> Result<(), String> {
     if back { Err(format!("user {user} would be root, or could be again")) } else { Ok(()) }
 }
 
-/// Has the kernel (Landlock) refuse this thread, and all that it starts, any other use of files than to make, write, list, move and
-/// remove some below `written`, to read some below `read`, and to remove some below `emptied`; running programs; connections; and
-/// signals to others. Links that were followed and file systems that were mounted since then are others. The error says what the
-/// kernel lacks: its first version, of Linux 5.13 to 5.18, has no way to move a file to another directory.
+/// Has the kernel (Landlock) refuse this thread, and all that it starts, any other use of files than to make, write,
+/// list, move and remove some below `written`, to read some below `read`, and to remove some below `emptied`; programs;
+/// connections; signals to others. The error says what it lacks: before Linux 5.19, moves to another directory.
 pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf]) -> Result<(), RulesetError> {
     let write = AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir;
     let write = write | AccessFs::RemoveFile | AccessFs::Refer;
@@ -61,6 +59,6 @@ pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf
         .add_rules(path_beneath_rules(written, write))?
         .add_rules(path_beneath_rules(read, AccessFs::ReadFile))?
         .add_rules(path_beneath_rules(emptied, AccessFs::RemoveFile))?
-        .restrict_self()?;
-    Ok(())
+        .restrict_self()
+        .map(drop)
 }

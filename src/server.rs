@@ -1,7 +1,5 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,7 +16,7 @@ use crate::fs::FileSystem;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Settings, Spare, Turn};
+use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
@@ -57,16 +55,10 @@ pub struct Server<T, F: FileSystem> {
     connections: Slab<Connection<T>>,
     /// For whom mail is accepted; others may take their place.
     pub recipients: Recipients,
-    /// Those served, of which any other may be besides where only some domains are.
+    pub(crate) config: Config,
+    /// Those served; where none are named and only some domains are served, any other, too.
     networks: Vec<IpNet>,
-    any_network: bool,
     store: Store<F>,
-    settings: Settings,
-    connections_max: usize,
-    connections_per_address_max: usize,
-    /// How many connections each client has, but those of this machine.
-    clients: HashMap<IpAddr, usize>,
-    timeout: Duration,
     ids: MessageIds,
     spare: Spare,
     log_line: String,
@@ -94,14 +86,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         Self {
             connections: Slab::with_capacity(config.connections_max.min(1 << 14)),
             recipients,
+            config: config.clone(),
             networks: config.networks(),
-            any_network: config.allow_from.is_empty(),
             store,
-            settings: config.protocol.clone(),
-            connections_max: config.connections_max,
-            connections_per_address_max: config.connections_per_address_max,
-            clients: HashMap::with_capacity(config.connections_max.min(1 << 14)),
-            timeout: config.timeout,
             ids,
             spare: Spare::default(),
             log_line: String::new(),
@@ -139,7 +126,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         debug!("session={} connect peer={peer}", self.sessions);
         let mut connection = Connection {
             transport,
-            session: Session::new(self.sessions, dialect, peer, &self.settings),
+            session: Session::new(self.sessions, dialect, peer, &self.config.protocol),
             action: Action::Read,
             ready: Readiness { writable: true, ..Readiness::default() },
             replies: Vec::new(),
@@ -151,22 +138,17 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             scheduled: false,
             stored: 0,
         };
-        let of_client = client(peer).map_or(0, |client| {
-            let count = self.clients.entry(client).or_insert(0);
-            *count += 1;
-            *count
-        });
-        let any = self.any_network && !self.recipients.serve_any_domain();
+        let any = self.config.allow_from.is_empty() && !self.recipients.serve_any_domain();
         let served = |address| any || self.networks.iter().any(|network| network.contains(address));
         if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.connections.len() >= self.connections_max || of_client > self.connections_per_address_max {
+        } else if self.is_full(peer) {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
-        } else if self.settings.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
+        } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
-            connection.session.greet(&self.settings, self.ids.date(now.wall), &mut connection.replies);
+            connection.session.greet(&self.config.protocol, self.ids.date(now.wall), &mut connection.replies);
         }
         let key = self.connections.insert(connection);
         self.look = self.look.min(now.instant + if self.is_crowded() { LOOKS_APART } else { HELLO_TIMEOUT });
@@ -174,9 +156,16 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         key
     }
 
+    /// Whether `peer` has all connections that it may have, or all are taken that there may be.
+    fn is_full(&self, peer: Peer) -> bool {
+        let (taken, of_one) = (self.connections.len(), self.config.connections_per_address_max);
+        let same = || self.connections.iter().filter(|(_, other)| client(other.session.peer) == client(peer)).count();
+        taken >= self.config.connections_max || client(peer).is_some() && taken >= of_one && same() >= of_one
+    }
+
     /// Whether nearly all connections are taken that there may be: then there is less patience with who is idle or in error.
     fn is_crowded(&self) -> bool {
-        self.connections.len() * 10 > self.connections_max.saturating_mul(9)
+        self.connections.len() * 10 > self.config.connections_max.saturating_mul(9)
     }
 
     /// Notes what an event said of a connection; of one that ended it is ignored.
@@ -306,8 +295,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         }
     }
 
-    /// Gives the first `filled` octets of the input to a session, or where there are none what it left unread before, and does
-    /// what it says.
+    /// Gives a session the first `filled` octets of the input, or with 0 what it left unread, and does what it says.
     fn feed(&mut self, key: usize, filled: usize, now: Now) -> Action {
         let errors_max = if self.is_crowded() { ERRORS_CROWDED_MAX } else { ERRORS_MAX };
         let Some(connection) = self.connections.get_mut(key) else { return Action::Close };
@@ -318,7 +306,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         }
         let input = if filled > 0 { &self.input[..filled] } else { &connection.unread[connection.used..] };
         let mut turn = Turn {
-            settings: &self.settings,
+            settings: &self.config.protocol,
             errors_max,
             now: now.wall,
             ids: &mut self.ids,
@@ -397,7 +385,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Ends the connections whose peers have kept us waiting for too long. All are looked at when the soonest may have, a few
     /// times a second at most; on a crowded server those go that did so longest, as many as have to.
     fn expire(&mut self, now: Now) {
-        self.look = now.instant + self.timeout;
+        let timeout = self.config.timeout;
+        self.look = now.instant + timeout;
         for key in 0..self.connections.capacity() {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if connection.action == Action::Deliver || connection.scheduled {
@@ -405,7 +394,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 connection.since = now.instant;
             }
             let is_stranger = connection.session.is_stranger();
-            let until = connection.since + if is_stranger { self.timeout.min(HELLO_TIMEOUT) } else { self.timeout };
+            let until = connection.since + if is_stranger { timeout.min(HELLO_TIMEOUT) } else { timeout };
             if until > now.instant {
                 self.look = self.look.min(until);
             } else {
@@ -436,16 +425,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
-        if let Some(Entry::Occupied(mut count)) = client(connection.session.peer).map(|it| self.clients.entry(it)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
         let hint = connection.session.hint();
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
         let (name, stored) = (connection.session.id, connection.stored);
-        self.probes += u64::from(connection.session.is_probe());
+        self.probes += u64::from(connection.session.transactions == 0);
         log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint} probes={}", self.probes);
         connection.session.end(&mut self.spare);
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
@@ -454,8 +437,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     }
 }
 
-/// Whose connections are counted together: those of an IPv4 address, or of the 64 bits that tell a network of IPv6. This
-/// machine's own are not counted.
+/// Whose connections are counted together: an IPv4 address, or 64 bits of one of IPv6; this machine's are not.
 fn client(peer: Peer) -> Option<IpAddr> {
     match peer {
         Peer::Local => None,
