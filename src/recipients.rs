@@ -29,7 +29,7 @@ enum Rule {
 pub type Exists<'a> = &'a mut dyn FnMut(&str, bool) -> Result<(), Reply>;
 
 /// What is done with a destination: asked with the tag that it may have a folder for, and whether it may be made.
-type Found<'a> = &'a mut dyn FnMut(&mut String, Option<&str>, bool) -> Result<(), Reply>;
+type Found<'a> = &'a mut dyn FnMut(&mut String, Option<&str>, bool) -> Result<(), &'static str>;
 
 /// All that is known of recipients. Looking one up allocates nothing, and takes as long in a large table as in a small one.
 #[derive(Debug, Default)]
@@ -92,11 +92,9 @@ impl Recipients {
 
     /// The Maildirs that the table names.
     pub fn maildirs(&self) -> impl Iterator<Item = &str> {
-        let targets = self.table.rules.values().filter_map(|rule| match rule {
-            Rule::Targets(targets) => Some(targets),
-            _ => None,
-        });
-        targets.flatten().map(String::as_str).filter(|target| is_path(target))
+        let rules = self.table.rules.values();
+        let targets = rules.flat_map(|rule| if let Rule::Targets(targets) = rule { &targets[..] } else { &[] });
+        targets.map(String::as_str).filter(|target| is_path(target))
     }
 
     /// Gives the destinations of a recipient to `take`: none for mail that is dropped, and some perhaps twice. The error is
@@ -112,7 +110,7 @@ impl Recipients {
         // Ways of old to have mail sent on: in such a local part stands the true address.
         let routed = local_part.contains(['@', '%', '!']) && !table.rules.contains_key(address.as_str());
         if routed && !table.domains.is_empty() || path.domain().is_some() && !table.serves(domain) {
-            return Err(Reply::RELAYING_DENIED.into());
+            return Err(Reply::RELAYING_DENIED.0);
         }
         // Somebody always answers for this server (RFC 5321 4.5.1), whatever the table says.
         let postmaster = table.split_tag(local_part).0 == "postmaster";
@@ -125,11 +123,11 @@ impl Recipients {
                     destination.truncate(octets);
                 }
             }
-            exists(destination, create).map(|()| take(destination))
+            exists(destination, create).map(|()| take(destination)).map_err(|reply| reply.0)
         };
         match table.look_up(address, LOOK_UPS_MAX, destination, &mut found) {
             Ok(true) => {}
-            Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.into()),
+            Ok(false) if table.closed && !postmaster => return Err(Reply::NO_SUCH_MAILBOX.0),
             Err(line) if line.starts_with('4') || !postmaster => return Err(line),
             _ => take(MAIN),
         }
@@ -153,7 +151,7 @@ impl Table {
     /// Finds what is known of an address, with its tag before without: its own rule, that of its local part at any domain,
     /// that of its domain, its Maildir. False where nothing is.
     fn look_up(&self, address: &str, left: u32, buffer: &mut String, found: Found<'_>) -> Result<bool, &str> {
-        let left = left.checked_sub(1).ok_or(Reply::ALIAS_LOOP)?;
+        let left = left.checked_sub(1).ok_or(Reply::ALIAS_LOOP.0)?;
         let (domain, local_part) = address.split_once('@').unwrap_or_default();
         let (user, tag) = self.split_tag(local_part);
         let at = domain.len();
@@ -175,7 +173,7 @@ impl Table {
                             buffer.clone_from(target);
                             found(buffer, tag, self.create)?;
                         } else if !self.look_up(target, left, buffer, found)? {
-                            return Err(Reply::NO_SUCH_MAILBOX.into());
+                            return Err(Reply::NO_SUCH_MAILBOX.0);
                         }
                     }
                     return Ok(true);
@@ -186,8 +184,8 @@ impl Table {
         for (user, tag, create) in [(local_part, None, tag.is_none()), (user, tag, true)] {
             if self.mailboxes && self.write_destination(domain, user, buffer) {
                 match found(buffer, tag, create && self.create) {
-                    Err(Reply::NO_SUCH_MAILBOX) => {}
-                    taken => return Ok(taken.map(|()| true)?),
+                    Err(line) if line == Reply::NO_SUCH_MAILBOX.0 => {}
+                    taken => return taken.map(|()| true),
                 }
             }
         }

@@ -140,8 +140,7 @@ pub(super) fn domain_octets(text: &str, syntax: Syntax) -> Option<usize> {
     (good && octets <= DOMAIN_OCTETS_MAX).then_some(octets)
 }
 
-/// Whether `inside` may stand within the brackets of an `address-literal`. Of the tags of `General-address-literal`
-/// none is registered so far.
+/// Whether `inside` may stand in the brackets of an `address-literal`; no tag of a general one is registered so far.
 fn is_literal(inside: &str) -> bool {
     // An `Snum` may have leading zeros, other than in std, but not the sign that std takes.
     let is_snum = |text: &str| text.len() <= 3 && !text.starts_with('+') && text.parse::<u8>().is_ok();
@@ -155,8 +154,7 @@ fn is_literal(inside: &str) -> bool {
     }
 }
 
-/// Whether `text` has no control characters, and none that ends a line or turns its direction for who reads it. Those
-/// of ASCII are looked for elsewhere.
+/// Whether nothing beyond ASCII in `text` controls, ends a line, or turns its direction for who reads it.
 fn is_harmless(text: &str) -> bool {
     let misleads = |it| matches!(it, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.is_ascii() || !text.contains(|character: char| character.is_control() || misleads(character))

@@ -9,7 +9,6 @@ use super::reply::Reply;
 /// How commands are read: forgiving towards devices, as by default, or to the letter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Syntax {
-    /// Read RFC 5321 to the letter.
     pub strict: bool,
 }
 
@@ -29,7 +28,6 @@ impl Syntax {
 /// is printable ASCII, at most 255 octets; in lenient syntax it may be any, and empty. BDAT (RFC 3030 2) has any number of
 /// octets, so nothing is to be set aside for them. Who offers AUTH (RFC 4954 4) reads its argument with [`login`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // Each is called as its verb.
 pub enum Command<'a> {
     Hello(Hello, &'a str),
     Mail(Path<'a>, MailParameters),
@@ -48,7 +46,6 @@ pub enum Command<'a> {
 
 /// With which verb the peer introduces itself: for SMTP without extensions, with them, or for LMTP (RFC 2033 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Hello {
     Helo,
     Ehlo,

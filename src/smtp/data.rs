@@ -13,14 +13,12 @@ const LF: u8 = b'\n';
 
 /// The line end of the message as stored: LF, as the readers of a Maildir expect, or CRLF, as sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum LineEnd {
     Lf,
     Crlf,
 }
 
 impl LineEnd {
-    /// Its octets.
     pub const fn as_str(self) -> &'static str {
         if matches!(self, Self::Lf) { "\n" } else { "\r\n" }
     }

@@ -1,4 +1,5 @@
 //! The protocol, pure: octets in, replies and actions out. No socket, file or clock, so memory is enough for its tests.
+#![allow(missing_docs)] // of what the name says
 
 pub mod address;
 pub mod command;

@@ -6,7 +6,6 @@
 pub struct Reply(pub &'static str);
 
 /// The enhanced codes are those of RFC 3463, RFC 5248 and RFC 6531 4.3. Those that a session alone says are private.
-#[allow(missing_docs)] // What a reply is for it says itself.
 impl Reply {
     // Syntax of commands.
     pub const UNRECOGNIZED: Self = Self("500 5.5.1 Command unrecognized");
@@ -92,10 +91,4 @@ impl Reply {
 #[inline(never)]
 pub(super) fn append(octets: &mut Vec<u8>, texts: &[&str]) {
     texts.iter().for_each(|text| octets.extend_from_slice(text.as_bytes()));
-}
-
-impl From<Reply> for &'static str {
-    fn from(reply: Reply) -> Self {
-        reply.0
-    }
 }

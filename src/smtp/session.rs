@@ -15,7 +15,6 @@ use super::trace::{MessageId, MessageIds, Peer};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
-/// Room for replies.
 pub const REPLIES_OCTETS_MAX: usize = 4096;
 /// More than the longest reply to one command: a path of 1,024 octets and some words, or the answer to EHLO.
 pub const REPLY_OCTETS_MAX: usize = 1536;
@@ -35,7 +34,6 @@ pub const ENVELOPES_OCTETS_MAX: usize = 4 << 20;
 const RECIPIENTS_LEAST: usize = 100;
 
 /// Which protocol a listener speaks. In LMTP (RFC 2033) each recipient has a reply of its own at the end of data.
-#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     Smtp,
@@ -43,7 +41,6 @@ pub enum Dialect {
 }
 
 /// What all sessions of a server have in common.
-#[allow(missing_docs)] // of what the name says
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub hostname: String,
@@ -73,7 +70,6 @@ pub trait Directory {
 }
 
 /// What a session borrows from its server while it works.
-#[allow(missing_docs)] // of what the type says
 pub struct Turn<'a> {
     pub settings: &'a Settings,
     /// How many commands of a session may be refused between two messages; the next one ends it.
@@ -135,9 +131,8 @@ pub struct Transaction {
     /// The reverse-path and all forward-paths, each with LF behind it, which no path has.
     paths: String,
     reverse_path_octets: usize,
-    /// Where the message goes, each with LF behind it, and how many these are.
+    /// Where the message goes, each with LF behind it.
     destinations: String,
-    destinations_count: usize,
     /// A recipient and one of its destinations, both counted from 0; and which destination failed, and why.
     shares: Vec<(u32, u32)>,
     missing: Vec<(u32, Reply)>,
@@ -178,18 +173,18 @@ impl Transaction {
     /// Adds a destination of the next recipient.
     fn add(&mut self, destination: &str) {
         let known = self.destinations().position(|known| known == destination);
+        let number = known.unwrap_or_else(|| self.destinations().count());
         if known.is_none() {
             add_line(&mut self.destinations, destination);
-            self.destinations_count += 1;
         }
-        self.shares.push((self.recipients as u32, known.unwrap_or(self.destinations_count - 1) as u32));
+        self.shares.push((self.recipients as u32, number as u32));
     }
 
     /// Notes what the lists take, in the sum of all transactions, too.
     fn settle(&mut self, all: &mut usize) {
         let shares = self.shares.capacity() * size_of::<(u32, u32)>();
-        let held =
-            self.paths.capacity() + self.destinations.capacity() + shares + self.destinations_count * COPY_OCTETS;
+        let copies = self.destinations().count() * COPY_OCTETS;
+        let held = self.paths.capacity() + self.destinations.capacity() + shares + copies;
         *all = (*all + held).saturating_sub(std::mem::replace(&mut self.held, held));
     }
 }
@@ -214,16 +209,15 @@ enum Phase {
 pub struct Session {
     /// Its number, as the log names it.
     pub id: u64,
-    /// Whether LMTP is spoken.
     pub lmtp: bool,
-    /// Who is at the other end.
     pub peer: Peer,
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
     origin: String,
     transaction: Option<Box<Transaction>>,
-    transactions: u32,
+    /// How many were begun.
+    pub transactions: u32,
     /// Commands that were refused since a message was stored.
     errors: u32,
     logged_in: bool,
@@ -269,19 +263,13 @@ impl Session {
         reply
     }
 
-    /// The transaction under way.
     pub fn transaction(&self) -> Option<&Transaction> {
         self.transaction.as_deref()
     }
 
     /// Whether the peer never said anything that a client says first.
-    pub const fn is_stranger(&self) -> bool {
-        self.hello.is_none() && self.is_probe()
-    }
-
-    /// Whether no mail was offered so far.
-    pub const fn is_probe(&self) -> bool {
-        self.transactions == 0
+    pub fn is_stranger(&self) -> bool {
+        self.origin.is_empty()
     }
 
     /// Whether a command comes next, or what answers a challenge; else a line or a text has begun.
@@ -362,8 +350,7 @@ impl Session {
         }
     }
 
-    /// One line from the peer: a command, part of a login, or the rest of a line that was too long. Returns how many
-    /// octets it used, 0 where the line has not all come.
+    /// One line from the peer: a command, part of a login, the rest of a long one. Its octets; 0 where it has not all come.
     #[inline(never)] // the smaller code
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
@@ -546,18 +533,16 @@ impl Session {
         let long = octets > settings.envelope_octets_max && transaction.recipients >= RECIPIENTS_LEAST;
         refuse_if(long || transaction.recipients >= settings.recipients_max, Reply::TOO_MANY_RECIPIENTS)?;
         refuse_if(!transaction.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
-        let destinations_count = transaction.destinations_count;
         let [paths, destinations] = [&transaction.paths, &transaction.destinations].map(String::len);
         let shares = transaction.shares.len();
         let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
         add_line(&mut transaction.paths, path);
         transaction.settle(&mut spare.envelope_octets);
-        let full =
-            transaction.destinations_count > settings.destinations_max || spare.envelope_octets > ENVELOPES_OCTETS_MAX;
-        if let Err(line) = refuse_if(full, Reply::TOO_MANY_RECIPIENTS).map_err(<&str>::from).and(found) {
+        let many = transaction.destinations().nth(settings.destinations_max).is_some();
+        let full = refuse_if(many || spare.envelope_octets > ENVELOPES_OCTETS_MAX, Reply::TOO_MANY_RECIPIENTS);
+        if let Err(line) = full.map_err(|reply| reply.0).and(found) {
             transaction.paths.truncate(paths);
             transaction.destinations.truncate(destinations);
-            transaction.destinations_count = destinations_count;
             transaction.shares.truncate(shares);
             append(replies, &[line, "\r\n"]);
             // Whoever writes this code means what it says (RFC 5321 4.2.3).
@@ -604,7 +589,7 @@ impl Session {
         }
         append(content, &["Return-Path: <", transaction.reverse_path(), ">", line_end]);
         // In several mailboxes it would tell each of the others.
-        let alone = transaction.destinations_count <= 1;
+        let alone = transaction.destinations().nth(1).is_none();
         for (recipient, forward_path) in transaction.forward_paths().enumerate().filter(|_| alone) {
             // Nor is one listed whose mail is dropped.
             if transaction.shares.binary_search_by_key(&(recipient as u32), |share| share.0).is_ok() {

@@ -62,7 +62,8 @@ impl MessageIds {
 /// The id of one message: in its `Received` line, in the reply, in the log and in its file's name.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MessageId {
-    seconds: u64,
+    /// When the message began, in seconds since 1970.
+    pub seconds: u64,
     /// Room for the longest numbers.
     unique_name: ArrayString<80>,
     /// Octets of it before the id.
@@ -70,11 +71,6 @@ pub struct MessageId {
 }
 
 impl MessageId {
-    /// When the message began, in seconds since 1970.
-    pub const fn seconds(&self) -> u64 {
-        self.seconds
-    }
-
     /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
     pub fn unique_name(&self) -> &str {
         &self.unique_name
@@ -87,7 +83,6 @@ impl MessageId {
 }
 
 /// Who is at the other end of a connection: a host on the network, or by a Unix socket a process on this machine.
-#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     Address(IpAddr),
