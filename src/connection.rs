@@ -22,8 +22,7 @@ pub struct Connection<T> {
     /// its way to the store, and with `Close` it ends as soon as its replies are sent.
     pub(crate) action: Action,
     pub(crate) ready: Readiness,
-    /// Replies that the socket has not taken yet, octets that came and are not used yet, and those of a message that
-    /// are not in its file yet.
+    /// What waits: replies for the socket, octets that came for the session, and a message's for its file.
     pub(crate) replies: Vec<u8>,
     pub(crate) unread: Vec<u8>,
     /// How many of the unread octets were used since.

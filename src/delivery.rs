@@ -131,10 +131,7 @@ impl<F: FileSystem> Delivery<F> {
                 let old = self.name(body.attempt, Place::Tmp, host);
                 from.is_some_and(|from| fs.link(&from.tmp, old.as_c_str(), tmp, name.as_c_str()).is_ok())
             });
-            match linked {
-                Some(body) => Ok((body, None)),
-                None => Ok((index, Some(fs.create(tmp, name.as_c_str())?))),
-            }
+            linked.map_or_else(|| Ok((index, Some(fs.create(tmp, name.as_c_str())?))), |body| Ok((body, None)))
         })?;
         self.copies[index] = Copy { place: Place::Tmp, attempt, file, body, ..self.copies[index] };
         Ok(())
@@ -204,21 +201,10 @@ pub struct Store<F: FileSystem> {
 impl<F: FileSystem> Store<F> {
     /// Opens the main Maildir, and the directory of mailboxes if there is one, making what is missing (mode 0700). `random`
     /// is the part of this run's ids that tells its own files from those of others.
-    ///
-    /// # Errors
-    /// Those of opening or making a directory.
     pub fn open(fs: F, config: &Config, random: u64) -> Result<Self, PathError> {
-        Ok(Self {
-            maildirs: Maildirs::open(fs, config, random)?,
-            sweeper: Sweeper::new(config.keep),
-            deliveries: Slab::new(),
-            written: Vec::new(),
-            outcomes: Vec::new(),
-            spare: Vec::new(),
-            flushes: 0,
-            files: 0,
-            files_max: FILES_MAX,
-        })
+        let (maildirs, sweeper) = (Maildirs::open(fs, config, random)?, Sweeper::new(config.keep));
+        let (deliveries, written, outcomes, spare) = Default::default();
+        Ok(Self { maildirs, sweeper, deliveries, written, outcomes, spare, flushes: 0, files: 0, files_max: FILES_MAX })
     }
 
     /// Whether new messages are to wait until others are stored.
@@ -330,10 +316,7 @@ impl<F: FileSystem> Store<F> {
         self.outcomes.pop()
     }
 
-    /// How many octets of new mail the disk has room for. Asks it at most once a second, and tries a failed one again.
-    ///
-    /// # Errors
-    /// 451 while it takes none.
+    /// How many octets of new mail the disk has room for, or 451: asked once a second, and a failed one tried again.
     pub fn storage(&mut self, now: Now) -> Result<u64, Reply> {
         if self.maildirs.is_probe_due(now) && !self.deliveries.iter().any(|(_, delivery)| delivery.owner == PROBE) {
             self.begin_probe(now);
@@ -344,7 +327,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Removes leftovers, and mail that is more than is to be kept: a bounded number of names at a time.
     pub fn sweep(&mut self, now: Now) {
-        let seconds = self.deliveries.iter().map(|(_, delivery)| delivery.id.seconds());
+        let seconds = self.deliveries.iter().map(|(_, delivery)| delivery.id.seconds);
         self.sweeper.step(&mut self.maildirs, seconds.min().unwrap_or(u64::MAX), now);
     }
 
@@ -428,8 +411,7 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// A group of messages is safe in a Maildir once all its directories are flushed, or it is not; then neither are those
-    /// that were moved there meanwhile.
+    /// A group of messages is safe once all directories of a Maildir are flushed; else neither are those moved since.
     fn directory_flushed(&mut self, key: usize, result: io::Result<()>, now: Now) {
         let Some(maildir) = self.maildirs.open.get_mut(key) else { return };
         maildir.flush_failure = maildir.flush_failure.take().or(result.err());
@@ -513,9 +495,6 @@ impl<F: FileSystem> Store<F> {
 
 impl Store<Disk> {
     /// Shows that mail can be kept here: makes a file, writes, flushes, moves and removes it.
-    ///
-    /// # Errors
-    /// That of the first step that failed.
     pub fn prove(&mut self) -> Result<(), PathError> {
         match self.prove_once() {
             // What was flushed in vain is not flushed again, nor by what was opened before: the proof begins anew.

@@ -36,11 +36,8 @@ pub struct Space {
     pub free_files: u64,
 }
 
-/// The disk as a delivery sees it; the tests have one that forgets and fails.
-///
-/// # Errors
-/// What the system says. A flush that failed must not be tried again: what could not be written may have been dropped,
-/// and the next one would report success.
+/// The disk as a delivery sees it; the tests have one that forgets and fails. A flush that failed must not be tried
+/// again: what could not be written may have been dropped, and the next one would report success.
 pub trait FileSystem {
     /// A file open for appending.
     type File;
@@ -57,8 +54,7 @@ pub trait FileSystem {
     fn create(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<Self::File>;
     /// Appends all of `octets`, or fails; then some of them may have been written.
     fn write(&mut self, file: &mut Self::File, octets: &[u8]) -> io::Result<()>;
-    /// Moves a name, never over an existing one (`AlreadyExists`). After a crash, or where the system can only link, the old
-    /// name may be there as well.
+    /// Moves a name, never over another (`AlreadyExists`). After a crash, or on NFS, the old may be there, too.
     fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
     /// Gives the file a second name in the same way.
     fn link(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
@@ -162,14 +158,25 @@ impl Disk {
         }
     }
 
-    /// What becomes readable, to be polled edge-triggered, when [`ended_flush`](FileSystem::ended_flush) has something
-    /// to tell. `None` while flushes block.
+    /// What becomes readable, to be polled edge-triggered, when flushes end; `None` while they block.
     pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
         self.aio.as_ref().map(Aio::event)
     }
 
-    fn directory_mode(&self) -> Mode {
-        Mode::from_raw_mode(if self.group_readable { 0o2750 } else { 0o700 })
+    /// Opens `path` below `at`; with `create` it is made before where it is missing.
+    fn open(&self, at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: bool) -> io::Result<OwnedFd> {
+        let opened = rustix::fs::openat(at, path, flags, Mode::empty());
+        let (Err(Errno::NOENT), true) = (&opened, create) else { return Ok(opened?) };
+        let mode = Mode::from_raw_mode(if self.group_readable { 0o2750 } else { 0o700 });
+        let made = rustix::fs::mkdirat(at, path, mode);
+        // Another process may have been quicker than we are.
+        made.or_else(|errno| if errno == Errno::EXIST { Ok(()) } else { Err(errno) })?;
+        let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
+        if made.is_ok() {
+            // The bit that has what is made there be the group's can be set in no other way.
+            rustix::fs::fchmod(&directory, mode)?;
+        }
+        Ok(directory)
     }
 
     /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
@@ -180,21 +187,6 @@ impl Disk {
             Flush::Directory(directory) => Ok(rustix::fs::fsync(directory)?),
         }
     }
-}
-
-/// Opens `path` below `at`, and makes it before if a mode for that is given.
-fn open(at: BorrowedFd<'_>, path: impl Arg + Copy, flags: OFlags, create: Option<Mode>) -> io::Result<OwnedFd> {
-    let opened = rustix::fs::openat(at, path, flags, Mode::empty());
-    let (Err(Errno::NOENT), Some(mode)) = (&opened, create) else { return Ok(opened?) };
-    let made = rustix::fs::mkdirat(at, path, mode);
-    // Another process may have been quicker than we are.
-    made.or_else(|errno| if errno == Errno::EXIST { Ok(()) } else { Err(errno) })?;
-    let directory = rustix::fs::openat(at, path, flags, Mode::empty())?;
-    if made.is_ok() {
-        // The bit that has what is made there be the group's can be set in no other way.
-        rustix::fs::fchmod(&directory, mode)?;
-    }
-    Ok(directory)
 }
 
 /// What tells a file or directory from all others.
@@ -208,11 +200,11 @@ impl FileSystem for Disk {
     type Listing = Dir;
 
     fn open_directory(&mut self, path: &Path, create: bool) -> io::Result<OwnedFd> {
-        open(CWD, path, DIRECTORY, create.then(|| self.directory_mode()))
+        self.open(CWD, path, DIRECTORY, create)
     }
 
     fn open_directory_in(&mut self, at: &OwnedFd, name: &CStr, create: bool) -> io::Result<OwnedFd> {
-        open(at.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create.then(|| self.directory_mode()))
+        self.open(at.as_fd(), name, DIRECTORY | OFlags::NOFOLLOW, create)
     }
 
     fn create(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<File> {

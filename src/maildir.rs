@@ -72,8 +72,7 @@ pub(crate) struct Maildir<F: FileSystem> {
     /// That of `new/`.
     new_path: PathBuf,
     pub(crate) directories: Directories<F>,
-    /// Those that were opened on the way, to be flushed with the next group: whoever made directories in them, and be
-    /// it for a message that was dropped, the names are to be durable.
+    /// Those opened on the way, to be flushed with the next group: names in them are to be durable, whoever made them.
     pub(crate) above: Vec<F::Directory>,
     /// A flush of them failed, or they are not where they were: names are removed there, and nothing else is done.
     pub(crate) failed: bool,
@@ -233,8 +232,7 @@ impl<F: FileSystem> Maildirs<F> {
         })
     }
 
-    /// Opens the directory that a destination names, and with `create` makes what of it is missing; then `above` gets
-    /// what it was made in.
+    /// Opens the directory that a destination names; with `create` makes what is missing, and `above` gets what that is in.
     fn open_root(
         &mut self, destination: &str, create: bool, above: &mut Vec<F::Directory>,
     ) -> Result<(PathBuf, F::Directory), PathError> {
@@ -306,8 +304,7 @@ impl<F: FileSystem> Maildirs<F> {
         }
     }
 
-    /// Has a destination that failed take nothing for a while, so that the next try of a message reaches the others; unless
-    /// it is this process that has no descriptors left.
+    /// Has one that failed take nothing for a while, so that a next try reaches the others; not if we lack descriptors.
     pub(crate) fn leave_out(&mut self, destination: String, error: &io::Error, now: Now) {
         let errno = Errno::from_io_error(error);
         if destination != MAIN && !matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) {

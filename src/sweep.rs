@@ -87,8 +87,7 @@ impl<F: FileSystem> Sweeper<F> {
         }
     }
 
-    /// Does a bounded amount of work, if some is due. Messages of this run are safe if they came before `unsafe_from`, in
-    /// seconds since 1970.
+    /// Does some work, if it is due. Messages of this run are safe from before `unsafe_from`, in seconds since 1970.
     pub(crate) fn step(&mut self, maildirs: &mut Maildirs<F>, unsafe_from: u64, now: Now) {
         if self.next() > now.instant {
             return;
@@ -129,10 +128,8 @@ impl<F: FileSystem> Sweeper<F> {
 }
 
 impl<F: FileSystem> Sweep<F> {
-    /// The next step; false when it has come to its end.
-    ///
-    /// While the clock is earlier than the newest name nothing is removed: a board without a battery for its clock
-    /// starts in the past, and can't tell what is old.
+    /// The next step; false when it has come to its end. While the clock is earlier than the newest name nothing is
+    /// removed: a board without a battery for its clock starts in the past, and can't tell what is old.
     fn step(&mut self, maildirs: &mut Maildirs<F>, keep: Keep, unsafe_from: u64, now: SystemTime) -> io::Result<bool> {
         let Maildirs { fs, own, open, .. } = maildirs;
         let Some(maildir) = open.get(self.maildir) else { return Ok(false) };

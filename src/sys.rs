@@ -48,7 +48,6 @@ fn result_of(event: i64) -> io::Result<()> {
 }
 
 /// An AIO context with the eventfd it reports to. Once its queues have grown to what is used, nothing is allocated.
-///
 /// Dropping it waits until the flushes under way have ended: so does `io_destroy`. Their results are lost.
 pub(crate) struct Aio {
     /// `aio_context_t`, as wide as a `long` of the kernel's interface.
