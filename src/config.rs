@@ -125,18 +125,10 @@ impl Config {
         let table = self.recipients.as_ref().and_then(|path| Some(path.metadata().ok()?.len())).unwrap_or(0);
         (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 24
     }
-
-    /// Whose connections are taken, also where mail for any domain is, which others would flood: private ones by default.
-    pub(crate) fn networks(&self) -> Vec<IpNet> {
-        match &self.allow_from[..] {
-            [] => PRIVATE_NETWORKS.split(' ').filter_map(|network| network.parse().ok()).collect(),
-            named => named.to_owned(),
-        }
-    }
 }
 
-/// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
-const PRIVATE_NETWORKS: &str =
+/// Networks: loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
+pub(crate) const PRIVATE: &str =
     "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.

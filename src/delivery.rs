@@ -1,5 +1,4 @@
 //! The delivery: from a message's octets to a file in `new/` of each of its mailboxes that survives a power cut.
-//!
 //! `ARCHITECTURE.md` says why in this order, and what each file system makes of it.
 
 use std::io;
@@ -199,8 +198,7 @@ pub struct Store<F: FileSystem> {
 }
 
 impl<F: FileSystem> Store<F> {
-    /// Opens the main Maildir, and the directory of mailboxes if there is one, making what is missing (mode 0700). `random`
-    /// is the part of this run's ids that tells its own files from those of others.
+    /// Opens the main Maildir and the directory of mailboxes; what is missing is made. `random` tells our files.
     pub fn open(fs: F, config: &Config, random: u64) -> Result<Self, PathError> {
         let (maildirs, sweeper) = (Maildirs::open(fs, config, random)?, Sweeper::new(config.keep));
         let (deliveries, written, outcomes, spare) = Default::default();

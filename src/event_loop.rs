@@ -123,8 +123,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Starts a server, in this order: binds its sockets, opens and proves the Maildir, and is then ready to accept.
-    /// An error is that of the table, a socket, the Maildir or the system's event queue, with what to do about it.
+    /// Binds the sockets, opens and proves the Maildir, and is then ready to accept. An error says what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
@@ -208,7 +207,7 @@ impl EventLoop {
                 match event.token() {
                     STOPS => self.stop(now),
                     RELOADS => self.reload(),
-                    FLUSHES => self.server.mark_flushes(),
+                    FLUSHES => self.server.flushes_ended = true,
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
                         None => {
@@ -324,8 +323,8 @@ fn share_descriptors(config: &mut Config) -> usize {
     files_max
 }
 
-/// Enters the sandbox, if that is asked for and can be done. Below which directories files may be made then: each Maildir
-/// and root of mailboxes, or where it is not there yet the directory that it would be in.
+/// Enters the sandbox, if that is asked for and can be done. Below which directories files may be made then: Maildirs
+/// and the root of mailboxes, or where one is not there yet the directory that it would be in.
 fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<PathBuf>> {
     let anywhere = vec![PathBuf::from("/")];
     if config.sandbox == Sandbox::Off {

@@ -232,7 +232,7 @@ impl<F: FileSystem> Maildirs<F> {
         })
     }
 
-    /// Opens the directory that a destination names; with `create` makes what is missing, and `above` gets what that is in.
+    /// Opens the directory that a destination names. With `create` what is missing is made; `above` gets what has it.
     fn open_root(
         &mut self, destination: &str, create: bool, above: &mut Vec<F::Directory>,
     ) -> Result<(PathBuf, F::Directory), PathError> {
@@ -283,8 +283,7 @@ impl<F: FileSystem> Maildirs<F> {
         }
     }
 
-    /// Whether mail for a destination is taken: its Maildir is there, or may be made. Else 550 where it is not there, 452
-    /// for a while after it failed, 451 where that can't be found out.
+    /// Whether mail for a destination is taken; else 550 if it is not there, 452 as it failed, 451 if that is unknown.
     pub(crate) fn accepts(&mut self, destination: &str, create: bool, now: Now) -> Result<(), Reply> {
         self.failed.retain(|(_, until)| *until > now.instant);
         if self.failed.iter().any(|(failed, _)| failed == destination) {

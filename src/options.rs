@@ -12,7 +12,7 @@ use mailchute::Config;
 use mailchute::config::{Place, is_hostname};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
-use mailchute::privileges::Sandbox;
+use mailchute::privileges::Sandbox::{Auto, Off, Require};
 use mailchute::smtp::address::Path;
 use mailchute::smtp::data::LineEnd;
 
@@ -45,7 +45,7 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
         let Some((name, placeholder, _)) = option else { return Err(argument.unexpected()) };
         flags.push((name, if placeholder.is_empty() { "yes".into() } else { parser.value()? }));
     }
-    let mut config = Config { signals: true, sandbox: Sandbox::Auto, ..Config::default() };
+    let mut config = Config { signals: true, sandbox: Auto, ..Config::default() };
     let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
@@ -100,10 +100,7 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "max-connections-per-ip" => config.connections_per_address_max = text.parse().ok().filter(|&it| it > 0)?,
         "grace" => config.grace = time(text)?,
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
-        "sandbox" => {
-            let choices = [("off", Sandbox::Off), ("auto", Sandbox::Auto), ("require", Sandbox::Require)];
-            config.sandbox = choice(text, &choices)?;
-        }
+        "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
         "group-readable" => config.group_readable = choice(text, &YES_OR_NO)?,
         "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
         _ => return None,

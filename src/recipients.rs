@@ -78,9 +78,8 @@ impl Recipients {
         table.one_domain = table.domains.len() == 1 && table.domains.contains(&table.own_domain);
         if let Some(file) = &config.recipients {
             let octets = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-            table
-                .read(&octets, config.protocol.destinations_max)
-                .map_err(|problem| format!("{}:{problem}", file.display()))?;
+            let read = table.read(&octets, config.protocol.destinations_max);
+            read.map_err(|problem| format!("{}:{problem}", file.display()))?;
         }
         Ok(Self { table, ..Self::default() })
     }

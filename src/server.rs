@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
-use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, TURN_MESSAGES_MAX, TURN_READS_MAX};
+use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, PRIVATE, SMALL_OCTETS, TURN_MESSAGES_MAX, TURN_READS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
@@ -56,9 +56,10 @@ pub struct Server<T, F: FileSystem> {
     /// For whom mail is accepted; others may take their place.
     pub recipients: Recipients,
     pub(crate) config: Config,
-    /// Those served; where none are named and only some domains are served, any other, too.
+    /// Those served, private ones by default, as others would flood who takes mail for any domain; else these, too.
     networks: Vec<IpNet>,
-    store: Store<F>,
+    /// Where messages go.
+    pub store: Store<F>,
     ids: MessageIds,
     spare: Spare,
     log_line: String,
@@ -73,7 +74,8 @@ pub struct Server<T, F: FileSystem> {
     touched: Vec<usize>,
     /// Connections whose messages wait until there is room for another file.
     stalled: Vec<usize>,
-    flushes_ended: bool,
+    /// Set by an event: flushes of Maildirs ended.
+    pub flushes_ended: bool,
     draining: bool,
     sessions: u64,
     /// Sessions without a transaction, as health checks have them.
@@ -83,11 +85,13 @@ pub struct Server<T, F: FileSystem> {
 impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
     pub fn new(config: &Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
+        let private = PRIVATE.split(' ').filter_map(|network| network.parse().ok());
+        let networks = if config.allow_from.is_empty() { private.collect() } else { config.allow_from.clone() };
         Self {
             connections: Slab::with_capacity(config.connections_max.min(1 << 14)),
             recipients,
             config: config.clone(),
-            networks: config.networks(),
+            networks,
             store,
             ids,
             spare: Spare::default(),
@@ -113,11 +117,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// How many connections there are.
     pub fn connections(&self) -> usize {
         self.connections.len()
-    }
-
-    /// Where messages go.
-    pub fn store(&mut self) -> &mut Store<F> {
-        &mut self.store
     }
 
     /// Takes a new connection; its greeting leaves in the next turn.
@@ -175,11 +174,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         ready.writable |= readiness.writable;
         ready.ending |= readiness.ending;
         self.schedule(key);
-    }
-
-    /// Notes that flushes of the Maildir ended.
-    pub const fn mark_flushes(&mut self) {
-        self.flushes_ended = true;
     }
 
     /// Whether there is work that waits for no event.

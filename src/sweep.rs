@@ -36,8 +36,7 @@ pub struct Keep {
     pub age: Option<Duration>,
 }
 
-/// Looks through the main Maildir at the start, and daily through those that mail came to, or soon after it came where it is
-/// not kept for ever.
+/// Looks through the main Maildir at the start, and those that got mail daily, or soon where it is not kept for ever.
 pub(crate) struct Sweeper<F: FileSystem> {
     keep: Keep,
     sweep: Option<Sweep<F>>,

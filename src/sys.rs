@@ -64,8 +64,7 @@ pub(crate) struct Aio {
 
 impl Aio {
     /// Makes a context with room for `in_flight` flushes, or somewhat more; what is queued beyond waits for its turn.
-    /// Its errors are `ENOSYS` or `EPERM` where the kernel has no AIO or a filter forbids it, `EAGAIN` when the
-    /// machine's `fs.aio-max-nr` is used up, `ENOMEM`, `EMFILE`, `ENFILE`.
+    /// It fails where the kernel has no AIO, a filter forbids it, or the machine's `fs.aio-max-nr` is used up.
     pub(crate) fn new(in_flight: usize) -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut context: libc::c_ulong = 0; // or the call refuses it

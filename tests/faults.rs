@@ -511,7 +511,7 @@ fn a_flush_that_fails_during_a_probe_begins_no_second_one() {
     // The other message's flush fails, too; then everybody waits, and asks again.
     fail_next(&disk, 1, Errno::IO);
     disk.end_flush(0);
-    world.server.mark_flushes();
+    world.server.flushes_ended = true;
     world.settle();
     world.pass(SECOND * 2);
     assert!(!mail_is_taken(&mut world, idle));
@@ -694,7 +694,7 @@ fn while_a_flush_takes_long_others_are_served_in_the_same_turn() {
     // Its file's, then those of the directories.
     for newest in [3, 3, 3] {
         world.disk.end_flush(newest);
-        world.server.mark_flushes();
+        world.server.flushes_ended = true;
         world.settle();
     }
     assert_eq!(world.promised(), [message(9, 200)]);
@@ -724,7 +724,7 @@ fn flushes_under_way_are_bounded() {
 fn sessions_wait_while_as_many_files_are_open_as_may_be() {
     const FILES: usize = 2;
     let (mut world, _) = world_with_flushes(0);
-    world.server.store().files_max = FILES;
+    world.server.store.files_max = FILES;
     // The others are those of the Maildir.
     let others = world.disk.open_descriptors();
     let text = |number: usize| message(number, if number % 3 == 0 { 70_000 } else { 200 });

@@ -291,7 +291,7 @@ fn without_domains_only_those_who_are_not_public_are_served() {
 fn who_waits_for_a_file_keeps_nobody_busy() {
     let disk = ModelDisk::new(Ends::Told);
     let mut world = World::with(Config::default(), &disk, MinFree::Usual, 0).expect("a Maildir");
-    world.server.store().files_max = 1;
+    world.server.store.files_max = 1;
     let (first, second) = (world.connect(Vec::new()), world.connect(Vec::new()));
     world.say(second, "HELO c\r\nMAIL FROM:<a@b.example>\r\n");
     world.say(first, &format!("{TO_DATA}text\r\n.\r\n"));

@@ -117,8 +117,7 @@ fn after_keyword<'a>(keyword: &str, argument: &'a str, syntax: Syntax) -> Result
     path.map(|path| syntax.skip_blanks(path)).ok_or(Reply::SYNTAX_ERROR)
 }
 
-/// Parameters of MAIL that are served; then those of MAIL and RCPT that change nothing for a store, which lenient syntax
-/// ignores: AUTH of RFC 4954 5, and those about notifications of RFC 3461 4.
+/// Parameters that are served; then those that mean nothing to a store, which lenient syntax ignores (RFC 4954, 3461).
 const PARAMETERS: [&str; 8] = ["SIZE", "BODY", "SMTPUTF8", "AUTH", "RET", "ENVID", "NOTIFY", "ORCPT"];
 const SERVED: usize = 3;
 
@@ -163,8 +162,7 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
-/// The argument of AUTH, or 501: a mechanism, 1 to 20 letters, digits, hyphens and underscores in any case, and perhaps an
-/// initial response, in base64 which isn't proven here, empty where `=` was sent.
+/// The argument of AUTH, or 501: a mechanism, and perhaps an initial response, not proven here, empty for `=`.
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
     let [mechanism, initial_response, more] = three_words(argument, syntax);
     let mechanism = mechanism.unwrap_or_default();

@@ -64,8 +64,7 @@ pub struct Settings {
 
 /// Who knows for whom mail is, and where it goes.
 pub trait Directory {
-    /// Gives the destinations of a recipient to `take`, names of mailboxes; none for mail that is dropped. Its error is
-    /// the reply that refuses the recipient: one line, without its CRLF.
+    /// Gives the destinations of a recipient to `take`, none to drop mail. Its error is a reply: one line, no CRLF.
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str>;
 }
 
@@ -322,13 +321,11 @@ impl Session {
     pub fn delivered(&mut self, outcome: Outcome, spare: &mut Spare, replies: &mut Vec<u8>) {
         let Some(transaction) = self.transaction.as_deref_mut() else { return };
         let failure = match outcome {
-            Outcome::Stored => {
-                self.errors = 0;
-                None
-            }
+            Outcome::Stored => None,
             Outcome::Refused(reply) => Some(reply),
             Outcome::Missing(missing, reply) => return transaction.missing.push((missing as u32, reply)),
         };
+        self.errors = if failure.is_none() { 0 } else { self.errors };
         self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients } else { 1 }, failure };
         self.answer(spare, replies);
     }
@@ -350,7 +347,7 @@ impl Session {
         }
     }
 
-    /// One line from the peer: a command, part of a login, the rest of a long one. Its octets; 0 where it has not all come.
+    /// One line from the peer: a command, part of a login, the rest of a long one. Its octets; 0 if not all came.
     #[inline(never)] // the smaller code
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);

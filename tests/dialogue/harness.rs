@@ -35,13 +35,13 @@ struct Everybody;
 impl Directory for Everybody {
     fn resolve(&mut self, recipient: &Path<'_>, take: &mut dyn FnMut(&str)) -> Result<(), &str> {
         match recipient.as_str() {
-            "nobody@mailbox.example" => return Err(Reply::NO_SUCH_MAILBOX.into()),
+            "nobody@mailbox.example" => return Err(Reply::NO_SUCH_MAILBOX.0),
             "full@mailbox.example" => return Err("452 4.2.2 Mailbox full"),
             "later@mailbox.example" => return Err("421 4.7.0 Come back later"),
             // An alias of which one mailbox can't be had.
             "half@mailbox.example" => {
                 take("c");
-                return Err(Reply::MAILBOX_FAILED.into());
+                return Err(Reply::MAILBOX_FAILED.0);
             }
             "dropped@mailbox.example" => {}
             "all@mailbox.example" => ["a", "b"].into_iter().for_each(take),

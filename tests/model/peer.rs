@@ -398,7 +398,7 @@ impl World {
     /// Ends some flushes.
     pub fn end_flushes(&mut self, count: usize) {
         self.disk.end_flushes(count, &mut self.random);
-        self.server.mark_flushes();
+        self.server.flushes_ended = true;
     }
 
     /// Has those whose message was refused for now ask again.
