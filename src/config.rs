@@ -124,7 +124,7 @@ impl Config {
     /// blocks, envelopes and open Maildirs, of each connection with two small buffers, and of the table, when it is read again.
     pub fn memory_max(&self) -> u64 {
         let table = self.recipients.as_ref().and_then(|path| Some(path.metadata().ok()?.len())).unwrap_or(0);
-        (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 24
+        (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 64
     }
 
     /// Whose connections are taken, also where mail for any domain is, which others would flood: private ones by default.
