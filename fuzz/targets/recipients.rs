@@ -313,7 +313,16 @@ impl Model {
     /// the table names, or a folder of it.
     fn check(&self, destination: &str) {
         let good = |name: &str| !matches!(name, "" | "." | "..") && !name.contains(['/', '\0']) && name.len() <= 256;
-        if let Some(below) = destination.strip_prefix("//") {
+        let targets = self.rules.iter().filter_map(|(_, rule)| match rule {
+            Rule::Targets(targets) => Some(targets),
+            Rule::Reply(..) => None,
+        });
+        let named =
+            |path: &str| targets.flatten().any(|target| matches!(target, Target::Maildir(known) if known == path));
+        if destination.starts_with("///") {
+            // A folder of the root of the file system, where that is named as a Maildir.
+            assert!(named("/"), "{destination:?}");
+        } else if let Some(below) = destination.strip_prefix("//") {
             let names: Vec<_> = below.split('/').collect();
             let most = if self.one_domain { 2 } else { 3 };
             assert!(self.mailboxes && (most - 1..=most).contains(&names.len()), "{destination:?}");
@@ -325,12 +334,7 @@ impl Model {
         } else if !destination.is_empty() {
             let (path, folder) = destination.split_once("//").unwrap_or((destination, ".folder"));
             assert!(good(folder) && folder.starts_with('.'), "{destination:?}");
-            let targets = self.rules.iter().filter_map(|(_, rule)| match rule {
-                Rule::Targets(targets) => Some(targets),
-                Rule::Reply(..) => None,
-            });
-            let named = targets.flatten().any(|target| matches!(target, Target::Maildir(it) if it == path));
-            assert!(named, "{destination:?} is named nowhere");
+            assert!(named(path), "{destination:?} is named nowhere");
         }
     }
 }
