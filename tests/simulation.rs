@@ -52,9 +52,12 @@ fn check(seed: u64, tables: &[PathBuf; 2], tracing: bool) -> Report {
     if world::is_calm(seed) && report.failures.is_empty() {
         for (number, heard) in report.transcripts.iter().filter(|(number, _)| *number < world::LATER).take(3) {
             let alone = run(seed, Some(*number), tables, tracing);
-            let same = alone.transcripts.first().map(|(_, heard)| heard);
-            if same.is_some_and(|same| same != heard) {
-                report.failures.push(format!("client {number} hears {heard:?}, and alone {same:?}"));
+            let (_, same) = alone.transcripts.first().expect("the one client");
+            if same != heard {
+                let first = same.iter().zip(heard).position(|(same, heard)| same != heard);
+                let first = first.unwrap_or(same.len().min(heard.len()));
+                let (heard, same) = (&heard[first..], &same[first..]);
+                report.failures.push(format!("client {number}, reply {first}: hears {heard:?}, and alone {same:?}"));
                 break;
             }
             report

@@ -51,7 +51,7 @@ pub enum Fate {
     SilentAt(u64),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Behaviour {
     pub lmtp: bool,
     /// Lines end in LF: a session without a CR.
@@ -186,7 +186,9 @@ pub struct Client {
     pub number: usize,
     pub behaviour: Behaviour,
     pub pipe: Rc<RefCell<Pipe>>,
+    /// What it says depends on the first alone, and when on the second.
     random: Random,
+    pacing: Random,
     stage: Stage,
     letters: VecDeque<Letter>,
     attempt: usize,
@@ -209,6 +211,8 @@ pub struct Client {
     next_at: Duration,
     pause: Duration,
     tries_again: Duration,
+    /// Octets of garbage.
+    babbles: u64,
     /// No transaction is open.
     is_clean: bool,
     /// Why it may have been closed on: the last reply was 421.
@@ -235,6 +239,7 @@ impl Client {
             number,
             behaviour,
             pipe,
+            pacing: Random::new(random.below(1 << 40) as u64),
             random,
             stage: Stage::Greeting,
             letters,
@@ -253,6 +258,7 @@ impl Client {
             next_at: Duration::ZERO,
             pause: Duration::ZERO,
             tries_again: world.timeout / 5,
+            babbles: if behaviour.pace == Pace::Burst { 400_000 } else { 0 },
             is_clean: true,
             dismissed: None,
             quit_answered: false,
@@ -285,8 +291,15 @@ impl Client {
                 self.babble();
             } else if self.may_go_on() {
                 if self.next_at <= now {
-                    self.go_on(book);
-                    let thinks = self.random.below(self.behaviour.thinks as usize + 1) as u64;
+                    let queued = self.queued;
+                    while self.queued == queued && self.pause.is_zero() && self.stage != Stage::Over {
+                        self.go_on(book);
+                    }
+                    // Whoever tries again has thought already.
+                    let thinks = match self.pause {
+                        Duration::ZERO => self.pacing.below(self.behaviour.thinks as usize + 1) as u64,
+                        _ => 0,
+                    };
                     self.next_at = now + Duration::from_millis(thinks) + std::mem::take(&mut self.pause);
                 }
                 self.wake = self.may_go_on().then_some(self.next_at.max(now + Duration::from_micros(1)));
@@ -299,7 +312,7 @@ impl Client {
         if sends || reads {
             // Where the server's socket takes no more the rest comes when it has room.
             let rests = if pipe.is_choked() && !reads { 50_000 } else { self.behaviour.rests * 1000 + 20 };
-            let again = now + Duration::from_micros(self.random.below(rests as usize) as u64 + 1);
+            let again = now + Duration::from_micros(self.pacing.below(rests as usize) as u64 + 1);
             self.wake = Some(self.wake.map_or(again, |wake| wake.min(again)));
         }
     }
@@ -317,19 +330,18 @@ impl Client {
     fn arrive(&mut self) {
         let most = match self.behaviour.pace {
             Pace::Burst => usize::MAX,
-            Pace::Pieces(most) => 1 + self.random.below(most),
+            Pace::Pieces(most) => 1 + self.pacing.below(most),
             Pace::Single => 1,
         };
-        let until = self.leaves_at.map_or(u64::MAX, |(octets, _)| octets);
-        let most = most.min((until - self.arrived).try_into().unwrap_or(usize::MAX));
         let mut pipe = self.pipe.borrow_mut();
+        self.arrived = self.queued - pipe.in_flight() as u64;
+        let until = self.leaves_at.map_or(u64::MAX, |(octets, _)| octets);
+        let most = most.min(until.saturating_sub(self.arrived).try_into().unwrap_or(usize::MAX));
         // In a turn of the server's nobody is asked how far it may go.
         pipe.burst = self.behaviour.pace == Pace::Burst && self.leaves_at.is_none();
-        let before = pipe.in_flight();
-        self.arrived = self.queued - before as u64;
         pipe.arrive(most);
         self.arrived = self.queued - pipe.in_flight() as u64;
-        if self.arrived == until {
+        if self.arrived >= until {
             self.has_left = true;
             if let Some((_, Some(leaving))) = self.leaves_at {
                 pipe.leave(leaving);
@@ -523,7 +535,7 @@ impl Client {
 
     /// What makes no sense, and no message.
     fn babble(&mut self) {
-        if self.pipe.borrow().in_flight() > 0 || self.queued > 400_000 || self.random.below(12) == 0 {
+        if self.pipe.borrow().in_flight() > 0 || self.queued > self.babbles || self.random.below(12) == 0 {
             return;
         }
         let octets: Vec<u8> =
@@ -640,13 +652,15 @@ impl Letter {
             }
         }
         let stuffed = behaviour.groups != Groups::All && random.below(3) > 0;
-        let manner = Manner { stuffed, line_feeds: behaviour.line_feeds, dirty: world.dirty && random.below(3) == 0 };
         let octets = match random.below(5) {
             0 => 0,
             // About the ends of blocks.
             1 if behaviour.octets_max > 70_000 => random.choose(&[4096, 65_536, 131_072]) - 300 + random.below(400),
             _ => random.below(behaviour.octets_max + 1),
         };
+        // Of two reasons to refuse a message the first counts that comes.
+        let dirty = world.dirty && random.below(3) == 0 && !(world.reject && octets * 2 > world.octets_max);
+        let manner = Manner { stuffed, line_feeds: behaviour.line_feeds, dirty };
         let text = Text::draw(random, octets, manner);
         let mut chunks = Vec::new();
         let mut left = text.wire.len();

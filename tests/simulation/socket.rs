@@ -62,6 +62,8 @@ pub struct Pipe {
     /// Octets that the server has read, and when it read the last ones.
     pub read: u64,
     pub read_at: Duration,
+    /// When it last wrote some.
+    pub written_at: Duration,
 }
 
 /// The server's end.
@@ -87,6 +89,7 @@ impl Pipe {
             news: false,
             read: 0,
             read_at: Duration::ZERO,
+            written_at: Duration::ZERO,
         }
     }
 
@@ -260,6 +263,7 @@ impl Write for Transport {
             count = 1 + pipe.random.below(count);
         }
         pipe.replies.extend(&octets[..count]);
+        pipe.written_at = pipe.clock.get();
         pipe.news = true;
         Ok(count)
     }

@@ -27,7 +27,7 @@ const MAILBOXES: [&str; 3] = ["/mail/a", "/mail/b", "/mail/c"];
 const GRANULARITY: Duration = Duration::from_millis(252);
 /// Turns without an event and without sleep, after which a server does not rest; and steps, after which there is no end.
 const RESTLESS_TURNS: usize = 3000;
-const STEPS_MAX: usize = 2_000_000;
+const STEPS_MAX: usize = 500_000;
 /// Numbers of clients that come when those of the beginning are gone.
 pub const LATER: usize = 1000;
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -384,6 +384,9 @@ impl World {
             }
         }
         self.arrivals.retain(|(at, _)| *at != Duration::MAX);
+        if self.connections.is_empty() && self.arrivals.is_empty() {
+            self.backlog.extend(self.heirs.pop_front());
+        }
         let due: Vec<usize> = self.connections.iter().map(|it| it.client).collect();
         self.act_of(due, now);
         // Some talk before they are taken.
@@ -445,7 +448,7 @@ impl World {
             }
             let pipe = Rc::clone(&self.clients[client].pipe);
             let dialect = if self.clients[client].behaviour.lmtp { Dialect::Lmtp } else { Dialect::Smtp };
-            let peer = Peer::Address([10, 0, 0, client as u8 % 5].into());
+            let peer = Peer::Address([10, 0, 0, (self.clients[client].number % 5) as u8].into());
             pipe.borrow_mut().register();
             let key = server.accept(Transport(Rc::clone(&pipe)), peer, dialect, self.now(base));
             self.trace(|_| format!("client {client} is taken, key {key}"));
@@ -552,7 +555,7 @@ impl World {
         let mut wrong = Vec::new();
         for Connection { client, pipe, since, .. } in &self.connections {
             let (it, pipe) = (&self.clients[*client], pipe.borrow());
-            let mut active = pipe.read_at.max(*since).max(self.full_at);
+            let mut active = pipe.read_at.max(pipe.written_at).max(*since).max(self.full_at);
             if it.awaits_end() {
                 active = if waits { now } else { active.max(self.flush_ended) };
             }
@@ -718,7 +721,7 @@ impl World {
     fn last_check(&mut self, server: &mut Server<Transport, ModelDisk>, base: Instant) {
         self.heal();
         self.put_back();
-        (self.incidents, self.slow) = (0, false);
+        (self.incidents, self.slow, self.setting.dirty) = (0, false, false);
         // A mailbox that failed takes nothing for a minute.
         self.pass(Duration::from_secs(62));
         let behaviour = Behaviour {
