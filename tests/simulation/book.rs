@@ -99,6 +99,8 @@ pub struct Book {
     pub faulty: bool,
     /// Something kept the server from removing files of refused messages.
     pub untidy: bool,
+    /// Somebody reads the mail, and may move a message before its flush fails.
+    pub reader: bool,
     /// Messages in the Maildirs of this disk that were read: by file and length, as octets are only added.
     known: HashMap<(usize, usize), usize>,
 }
@@ -106,7 +108,7 @@ pub struct Book {
 impl Book {
     pub fn new(layout: Layout) -> Self {
         let (attempts, known) = (Vec::new(), HashMap::new());
-        Self { layout, attempts, table: 0, promises: 0, faulty: false, untidy: false, known }
+        Self { layout, attempts, table: 0, promises: 0, faulty: false, untidy: false, reader: false, known }
     }
 
     /// The sender of a message, by which its file is recognized.
@@ -181,7 +183,7 @@ impl Book {
             return Presence::Never;
         }
         let it = &self.attempts[attempt];
-        let lenient = after_cut || self.untidy;
+        let lenient = after_cut || self.untidy || self.reader;
         let of = |recipient: &Recipient| {
             let tables = (0..2).filter(|&table| recipient.tables[table]);
             let places: Vec<_> =

@@ -307,12 +307,13 @@ impl Client {
             self.arrive();
         }
         let pipe = self.pipe.borrow();
-        let sends = pipe.in_flight() > 0 && !self.has_left && !self.is_over && self.dismissed.is_none();
+        // Where the server's socket takes no more, the rest comes as soon as it does.
+        let stays = !self.has_left && !self.is_over && self.dismissed.is_none();
+        let sends = stays && pipe.in_flight() > 0 && !pipe.is_choked();
         let reads = pipe.has_replies() && self.behaviour.reads != Reads::Never && !self.is_over;
         if sends || reads {
-            // Where the server's socket takes no more the rest comes when it has room.
-            let rests = if pipe.is_choked() && !reads { 50_000 } else { self.behaviour.rests * 1000 + 20 };
-            let again = now + Duration::from_micros(self.pacing.below(rests as usize) as u64 + 1);
+            let rest = self.pacing.below(self.behaviour.rests as usize * 1000 + 20) as u64;
+            let again = now + Duration::from_micros(rest + 1);
             self.wake = Some(self.wake.map_or(again, |wake| wake.min(again)));
         }
     }

@@ -193,6 +193,7 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
         random,
     };
     world.trace(|world| format!("{:?}", world.setting));
+    world.book.reader = world.setting.reader;
     world.invite(seed, alone);
     world.live(7);
     if world.report.failures.is_empty() && alone.is_none() {
