@@ -10,6 +10,8 @@
 mod book;
 #[path = "simulation/client.rs"]
 mod client;
+#[path = "simulation/memory.rs"]
+mod memory;
 mod model;
 #[path = "simulation/socket.rs"]
 mod socket;
@@ -26,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::Report;
 
 /// What runs without being told otherwise.
-const SEEDS: Range<u64> = 0..400;
+const SEEDS: Range<u64> = 0..300;
 /// Steps that are shown of a seed that failed.
 const SHOWN: usize = 60;
 

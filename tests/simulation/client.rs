@@ -116,6 +116,7 @@ impl Behaviour {
                 // One that neither speaks nor reads, or speaks without reading.
                 it.reads = Reads::Never;
                 it.groups = Groups::All;
+                it.garbage = one_of(random, 2);
             }
             9 => it.garbage = true,
             // An octet now and then, for longer than anybody may take for a line.
@@ -309,7 +310,8 @@ impl Client {
         let pipe = self.pipe.borrow();
         // Where the server's socket takes no more, the rest comes as soon as it does.
         let stays = !self.has_left && !self.is_over && self.dismissed.is_none();
-        let sends = stays && pipe.in_flight() > 0 && !pipe.is_choked();
+        let babbles = self.behaviour.garbage && self.queued < self.babbles && pipe.in_flight() == 0;
+        let sends = stays && (babbles || pipe.in_flight() > 0 && !pipe.is_choked());
         let reads = pipe.has_replies() && self.behaviour.reads != Reads::Never && !self.is_over;
         if sends || reads {
             let rest = self.pacing.below(self.behaviour.rests as usize * 1000 + 20) as u64;
@@ -550,7 +552,7 @@ impl Client {
                 5 => [&b"\x16\x03\x01"[..], b"GET / HTTP/1.1\r\n", b"\r\n\r\n", b"BDAT x\r\n"][self.random.below(4)]
                     .to_vec(),
                 6 => b"BOGUS\r\n".repeat(1 + self.random.below(40)),
-                7 => b"RCPT TO:<a@example>\r\nHELP\r\n".repeat(1 + self.random.below(40)),
+                7 => b"HELP\r\n".repeat(1 + self.random.below_one_of(&[200, 20_000])),
                 _ => format!("MAIL FROM:<{}@x>\r\n", "z".repeat(self.random.below(3000))).into_bytes(),
             };
         self.say(&octets, None);
@@ -678,7 +680,7 @@ impl Letter {
             (_, true) => "550",
             _ => "250",
         };
-        let taken_back = (random.below(5) == 0).then(|| random.below_one_of(&[1, 300, 90_000]));
+        let taken_back = (random.below(5) == 0).then(|| random.below_one_of(&[1, 300, 90_000]).min(behaviour.octets_max));
         Self { text, users, chunks, tries: 0, taken_back, expected }
     }
 }

@@ -103,6 +103,48 @@ MUTATIONS = [
         "        }\n        while",
         "who waits for a file to be closed waits for ever",
     ),
+    (
+        "src/smtp/session.rs",
+        "                _ if turn.replies.len() > REPLIES_FULL => return (used, Action::Flush),\n",
+        "                _ if turn.replies.len() > 1 << 30 => return (used, Action::Flush),\n",
+        "replies to who does not read them pile up in memory",
+    ),
+    (
+        "src/server.rs",
+        "self.connections.len() >= self.connections_max",
+        "self.connections.len() > self.connections_max",
+        "one connection more than there may be",
+    ),
+    (
+        "src/connection.rs",
+        "self.ready.readable = error.kind() == ErrorKind::Interrupted;",
+        "self.ready.readable = error.kind() != ErrorKind::ConnectionReset;",
+        "a socket that has nothing is read again and again",
+    ),
+    (
+        "src/smtp/session.rs",
+        "            paths.clear();\n",
+        "",
+        "a transaction has the recipients of another peer's",
+    ),
+    (
+        "src/server.rs",
+        "        connection.discard(&mut self.store);\n        let hint",
+        "        let hint",
+        "who goes in the middle of a message leaves its file behind",
+    ),
+    (
+        "src/delivery.rs",
+        "        self.files -= usize::from(delivery.copies.get_mut(body).and_then(|copy| copy.file.take()).is_some());\n",
+        "        drop(delivery.copies.get_mut(body).and_then(|copy| copy.file.take()));\n",
+        "files that are closed count as open, until nobody may open one",
+    ),
+    (
+        "src/maildir.rs",
+        "            if let Err((path, error)) = self.open_main(false) {\n",
+        "            if let Err((path, error)) = self.open_main(true) {\n",
+        "a Maildir that was taken away is made again, where a card was",
+    ),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

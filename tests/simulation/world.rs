@@ -2,12 +2,13 @@
 
 use super::book::{Book, Layout};
 use super::client::{Behaviour, Client, Fate, Groups, Letters, Pace, Reads};
+use super::memory::octets_freed;
 use super::model::hand::{Found, Random, first_wall};
 use super::model::power_cut::Choices;
 use super::model::{Ends, Kind, MAILDIR, ModelDisk};
 use super::socket::{Clock, Nature, Pipe, Transport};
 use mailchute::Config;
-use mailchute::config::TURN_ACCEPTS_MAX;
+use mailchute::config::{BLOCK_OCTETS, BLOCKS_MAX, SMALL_OCTETS, TURN_ACCEPTS_MAX};
 use mailchute::delivery::{MinFree, Now, Store};
 use mailchute::fs::Space;
 use mailchute::recipients::Recipients;
@@ -28,6 +29,7 @@ const GRANULARITY: Duration = Duration::from_millis(252);
 /// Turns without an event and without sleep, after which a server does not rest; and steps, after which there is no end.
 const RESTLESS_TURNS: usize = 3000;
 const STEPS_MAX: usize = 500_000;
+const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Numbers of clients that come when those of the beginning are gone.
 pub const LATER: usize = 1000;
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -54,11 +56,18 @@ struct Setting {
     /// How many things happen to the disk and the server.
     incidents: usize,
     grace: Duration,
+    /// When the power is cut, if it is, and when the server is told to stop.
+    cut_at: Option<Duration>,
+    stop_at: Option<Duration>,
 }
 
 impl Setting {
     fn draw(random: &mut Random, calm: bool) -> Self {
         let one_of = |random: &mut Random, count| random.below(count) == 0;
+        let moment = |random: &mut Random, count| {
+            let moment = Duration::from_millis(random.below_one_of(&[300, 3000, 30_000]) as u64);
+            (random.below(count) == 0 && !calm).then_some(moment)
+        };
         Self {
             calm,
             layout: random.choose(&[Layout::One, Layout::Mailboxes, Layout::Table]),
@@ -80,9 +89,11 @@ impl Setting {
             reader: one_of(random, 3),
             atomic_moves: !one_of(random, 3),
             links: !one_of(random, 4),
-            clients: random.choose(&[3, 8, 8, 20, 40]),
+            clients: if one_of(random, 24) { 90 } else { random.choose(&[3, 8, 8, 20, 40]) },
             incidents: if calm { 2 } else { random.choose(&[0, 2, 6, 12]) },
             grace: Duration::from_millis(random.below(9000) as u64),
+            cut_at: moment(random, 3),
+            stop_at: moment(random, 6),
         }
     }
 }
@@ -123,6 +134,8 @@ struct World {
     heirs: VecDeque<usize>,
     backlog: VecDeque<usize>,
     connections: Vec<Connection>,
+    /// The most at a time.
+    peak: usize,
     /// Clients that found all places taken.
     turned_away: Vec<usize>,
     flush_at: Option<Duration>,
@@ -174,6 +187,7 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
         heirs: VecDeque::new(),
         backlog: VecDeque::new(),
         connections: Vec::new(),
+        peak: 0,
         turned_away: Vec::new(),
         flush_at: None,
         flush_ended: Duration::ZERO,
@@ -285,6 +299,7 @@ impl World {
             server.store().files_max = files_max;
         }
         let base = Instant::now() - self.clock.get();
+        self.peak = 0;
         self.steps(&mut server, base);
         if self.report.failures.is_empty() && !self.power_cut && self.end.is_none() {
             self.last_check(&mut server, base);
@@ -295,8 +310,26 @@ impl World {
         if !self.power_cut {
             server.abort();
         }
-        drop(server);
+        self.check_memory(server);
         self.connections.clear();
+    }
+
+    /// What the server held: what it has from the beginning, buffers for as many connections as there ever were, and a little
+    /// for their transactions.
+    fn check_memory(&mut self, server: Server<Transport, ModelDisk>) {
+        let held = octets_freed(|| drop(server));
+        let new = Store::open(ModelDisk::new(Ends::Told), &self.config.clone(), 0).map(|store| {
+            let recipients = Recipients::load(&Config::default()).expect("no table");
+            Server::<Transport, _>::new(&self.config, recipients, store, MessageIds::new(0, 0))
+        });
+        let least = octets_freed(|| drop(new));
+        // One with text that is not in its file yet, or with octets that were not looked at, and one while it works.
+        let blocks = (self.peak + 1).min(BLOCKS_MAX + 2) * BLOCK_OCTETS;
+        let most = least + blocks + (2 * self.peak + 32) * SMALL_OCTETS + self.peak * 1024 + (64 << 10);
+        self.trace(|_| format!("{held} octets of memory, at the start {least}"));
+        if held > most {
+            self.fail(format!("{held} octets of memory for {} connections, at most {most} are right", self.peak));
+        }
     }
 
     fn steps(&mut self, server: &mut Server<Transport, ModelDisk>, base: Instant) {
@@ -304,7 +337,7 @@ impl World {
         let mut restless = 0;
         while self.report.failures.is_empty() {
             self.report.steps += 1;
-            if self.report.steps > STEPS_MAX {
+            if self.report.steps > STEPS_MAX || self.clock.get() > TIME_MAX {
                 let open: Vec<_> = self.connections.iter().map(|it| self.clients[it.client].told()).collect();
                 return self.fail(format!("no end; connected are {open:?}"));
             }
@@ -328,10 +361,18 @@ impl World {
             let now = self.clock.get();
             self.act(now);
             if self.incident_at <= now && self.incidents > 0 {
-                self.incident(server, base);
-                if self.power_cut {
-                    return;
-                }
+                self.incident(server);
+            }
+            if self.setting.cut_at.is_some_and(|at| at <= now) {
+                self.trace(|_| "the power is cut".to_owned());
+                self.power_cut = true;
+                return;
+            }
+            if self.setting.stop_at.take_if(|at| *at <= now).is_some() {
+                self.trace(|_| "the server is told to stop".to_owned());
+                self.drained = true;
+                server.drain();
+                self.end = Some(now + self.setting.grace);
             }
             if self.flush_at.is_some_and(|at| at <= now) {
                 self.flush_at = None;
@@ -373,7 +414,8 @@ impl World {
         let wakes = self.connections.iter().filter_map(|it| self.clients[it.client].wake);
         let arrivals = self.arrivals.iter().map(|(at, _)| *at);
         let incident = (self.incidents > 0).then_some(self.incident_at);
-        wakes.chain(arrivals).chain(incident).chain(self.flush_at).chain(self.end).chain([poll_until]).min()
+        let set = [incident, self.flush_at, self.end, self.setting.cut_at, self.setting.stop_at, Some(poll_until)];
+        wakes.chain(arrivals).chain(set.into_iter().flatten()).min()
     }
 
     /// Clients do what is due.
@@ -483,6 +525,7 @@ impl World {
             self.part(client, now);
             self.backlog.extend(self.heirs.pop_front());
         }
+        self.peak = self.peak.max(self.connections.len());
         let (open, known) = (server.connections(), self.connections.len());
         if open != known {
             self.fail(format!("the server counts {open} connections, there are {known}"));
@@ -612,10 +655,10 @@ impl World {
     }
 
     /// Something happens to the disk or the server.
-    fn incident(&mut self, server: &mut Server<Transport, ModelDisk>, base: Instant) {
+    fn incident(&mut self, server: &mut Server<Transport, ModelDisk>) {
         self.incidents -= 1;
         self.incident_at = self.clock.get() + Duration::from_millis(self.random.below(4000) as u64);
-        let which = if self.setting.calm { self.random.below(2) } else { self.random.below(16) };
+        let which = if self.setting.calm { self.random.below(2) } else { self.random.below(14) };
         let maildirs = if self.setting.layout == Layout::One { 1 } else { 4 };
         let count = 1 + self.random.below(3);
         let errno = self.random.choose(&[Errno::NOSPC, Errno::IO, Errno::MFILE, Errno::DQUOT, Errno::ROFS]);
@@ -686,19 +729,8 @@ impl World {
                     Err(problem) => self.fail(problem),
                 }
             }
-            14 if !self.drained && self.random.below(3) == 0 => {
-                self.trace(|_| "the server is told to stop".to_owned());
-                self.drained = true;
-                server.drain();
-                self.end = Some(self.clock.get() + self.setting.grace);
-            }
-            15 if self.random.below(3) == 0 => {
-                self.trace(|_| "the power is cut".to_owned());
-                self.power_cut = true;
-            }
             _ => {}
         }
-        let _ = base;
     }
 
     fn heal(&mut self) {
@@ -723,6 +755,7 @@ impl World {
         self.heal();
         self.put_back();
         (self.incidents, self.slow, self.setting.dirty) = (0, false, false);
+        (self.setting.cut_at, self.setting.stop_at) = (None, None);
         // A mailbox that failed takes nothing for a minute.
         self.pass(Duration::from_secs(62));
         let behaviour = Behaviour {
@@ -781,6 +814,7 @@ impl World {
         self.trace(|_| "a new start".to_owned());
         (self.after_cut, self.power_cut, self.drained, self.end) = (true, false, false, None);
         (self.flush_at, self.incidents, self.book.faulty) = (None, 0, false);
+        (self.setting.cut_at, self.setting.stop_at) = (None, None);
         self.connections.clear();
         self.backlog.clear();
         self.arrivals.clear();
