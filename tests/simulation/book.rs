@@ -189,12 +189,12 @@ impl Book {
             let places: Vec<_> =
                 tables.map(|table| self.layout.places(table, recipient.user).unwrap_or_default()).collect();
             let inside = |places: &&[usize]| places.contains(&maildir);
-            if recipient.taken == Some(false) || !places.iter().any(|places| inside(places)) {
+            if recipient.taken == Some(false) || !places.iter().any(&inside) {
                 return Presence::Never;
             }
             match &recipient.verdict {
                 None => Presence::May,
-                Some(Verdict::Stored(_)) if places.iter().all(|places| inside(places)) => Presence::Must,
+                Some(Verdict::Stored(_)) if places.iter().all(&inside) => Presence::Must,
                 Some(Verdict::Stored(_)) => Presence::May,
                 // In LMTP the other mailboxes of an alias may have it.
                 Some(Verdict::Failed) if lenient || it.lmtp && places[0].len() > 1 => Presence::May,

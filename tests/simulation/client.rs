@@ -240,7 +240,7 @@ impl Client {
             number,
             behaviour,
             pipe,
-            pacing: Random::new(random.below(1 << 40) as u64),
+            pacing: Random::new(random.below(1 << 30) as u64),
             random,
             stage: Stage::Greeting,
             letters,
@@ -680,7 +680,8 @@ impl Letter {
             (_, true) => "550",
             _ => "250",
         };
-        let taken_back = (random.below(5) == 0).then(|| random.below_one_of(&[1, 300, 90_000]).min(behaviour.octets_max));
+        let taken_back =
+            (random.below(5) == 0).then(|| random.below_one_of(&[1, 300, 90_000]).min(behaviour.octets_max));
         Self { text, users, chunks, tries: 0, taken_back, expected }
     }
 }

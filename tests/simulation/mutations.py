@@ -175,7 +175,7 @@ def copy(place):
 
 def cargo(place, target, *arguments, **environment):
     environment = {**os.environ, "CARGO_TARGET_DIR": str(target), **environment}
-    command = ["cargo", "test", "--offline", "--quiet", "--test", "simulation", *arguments]
+    command = ["cargo", "test", "--quiet", "--test", "simulation", *arguments]
     return subprocess.run(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", timeout=PATIENCE,

@@ -248,7 +248,7 @@ impl World {
 
     /// Makes a client, who comes later.
     fn make(&mut self, number: usize, behaviour: Behaviour, mut random: Random) -> usize {
-        let pipe = Pipe::new(self.setting.nature, Random::new(random.below(1 << 40) as u64), Rc::clone(&self.clock));
+        let pipe = Pipe::new(self.setting.nature, Random::new(random.below(1 << 30) as u64), Rc::clone(&self.clock));
         let client = Client::new(number, behaviour, random, &self.letters(), Rc::new(RefCell::new(pipe)));
         self.trace(|_| format!("client {number} will come: {:?}", client.behaviour));
         self.clients.push(client);
