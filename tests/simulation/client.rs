@@ -214,6 +214,8 @@ pub struct Client {
     tries_again: Duration,
     /// Octets of garbage.
     babbles: u64,
+    /// When it began what is not all sent yet, and how many commands that is.
+    begun: (Duration, u32),
     /// No transaction is open.
     is_clean: bool,
     /// Why it may have been closed on: the last reply was 421.
@@ -261,6 +263,7 @@ impl Client {
             tries_again: world.timeout / 5,
             babbles: if behaviour.pace == Pace::Burst { 400_000 } else { 0 },
             is_clean: true,
+            begun: (Duration::ZERO, 1),
             dismissed: None,
             quit_answered: false,
             violations: Vec::new(),
@@ -276,6 +279,13 @@ impl Client {
     /// Whether the end of a message was sent that is not answered.
     pub fn awaits_end(&self) -> bool {
         self.questions.iter().any(|(question, ..)| matches!(question, Question::End))
+    }
+
+    /// Whether a line or a text that it has not ended takes longer than each of its commands may, and each octet adds to that.
+    pub fn is_slow_since(&self, now: Duration, patience: Duration, octet: Duration) -> bool {
+        let (begun, commands) = self.begun;
+        let may_take = patience * commands + octet * self.arrived as u32;
+        self.behaviour.groups == Groups::One && self.pipe.borrow().in_flight() > 0 && now > begun + may_take
     }
 
     pub fn told(&self) -> String {
@@ -296,6 +306,7 @@ impl Client {
                     while self.queued == queued && self.pause.is_zero() && self.stage != Stage::Over {
                         self.go_on(book);
                     }
+                    self.begun = (now, self.questions.len().max(1) as u32);
                     // Whoever tries again has thought already.
                     let thinks = match self.pause {
                         Duration::ZERO => self.pacing.below(self.behaviour.thinks as usize + 1) as u64,

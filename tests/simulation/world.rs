@@ -24,6 +24,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The other Maildirs, of the users `a`, `b` and `c`.
 const MAILBOXES: [&str; 3] = ["/mail/a", "/mail/b", "/mail/c"];
+/// Whether the server has limits beyond `Config::timeout` and `Config::connections_max`: those below.
+const LIMITS: bool = false;
+/// How long a peer may be silent that never said anything, and anybody on a server that is nearly full; and what each octet
+/// adds to the time that a line or a text may take.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(10);
+const OCTET_TIME: Duration = Duration::from_millis(2);
 /// How much later than promised a timeout may come: looks at deadlines are so far apart, and polls sleep whole milliseconds.
 const GRANULARITY: Duration = Duration::from_millis(252);
 /// Turns without an event and without sleep, after which a server does not rest; and steps, after which there is no end.
@@ -43,6 +50,8 @@ struct Setting {
     nature: Nature,
     timeout: Duration,
     connections_max: usize,
+    /// Connections of one address.
+    address_max: usize,
     files_max: Option<usize>,
     /// Milliseconds that a flush takes, at most.
     flush: usize,
@@ -79,8 +88,9 @@ impl Setting {
                 whole_events: one_of(random, 2),
                 reset_drops: one_of(random, 2),
             },
-            timeout: Duration::from_secs(random.choose(&[5, 20, 60])),
+            timeout: Duration::from_secs(random.choose(if LIMITS { &[5, 20, 60, 200] } else { &[5, 20, 60] })),
             connections_max: if calm { 1000 } else { random.choose(&[2, 5, 12, 1000, 1000]) },
+            address_max: if LIMITS && !calm && one_of(random, 3) { 3 } else { usize::MAX },
             files_max: (!calm && one_of(random, 4)).then(|| 1 + random.below(6)),
             flush: random.choose(&[0, 3, 30, 3000]),
             octets_max: random.choose(&[100_000, 1_000_000]),
@@ -136,6 +146,9 @@ struct World {
     connections: Vec<Connection>,
     /// The most at a time.
     peak: usize,
+    /// When nearly all places were taken the last time, and since when they are.
+    crowded_at: Option<Duration>,
+    crowded_since: Option<Duration>,
     /// Clients that found all places taken.
     turned_away: Vec<usize>,
     flush_at: Option<Duration>,
@@ -188,6 +201,8 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
         backlog: VecDeque::new(),
         connections: Vec::new(),
         peak: 0,
+        crowded_at: None,
+        crowded_since: None,
         turned_away: Vec::new(),
         flush_at: None,
         flush_ended: Duration::ZERO,
@@ -486,12 +501,14 @@ impl World {
                 self.heirs.clear();
             }
             let Some(client) = self.backlog.pop_front() else { return };
-            if server.connections() >= self.setting.connections_max {
+            let address = |client: usize| (self.clients[client].number % 5) as u8;
+            let same = self.connections.iter().filter(|it| address(it.client) == address(client)).count();
+            if server.connections() >= self.setting.connections_max || same >= self.setting.address_max {
                 self.turned_away.push(client);
             }
             let pipe = Rc::clone(&self.clients[client].pipe);
             let dialect = if self.clients[client].behaviour.lmtp { Dialect::Lmtp } else { Dialect::Smtp };
-            let peer = Peer::Address([10, 0, 0, (self.clients[client].number % 5) as u8].into());
+            let peer = Peer::Address([10, 0, 0, address(client)].into());
             pipe.borrow_mut().register();
             let key = server.accept(Transport(Rc::clone(&pipe)), peer, dialect, self.now(base));
             self.trace(|_| format!("client {client} is taken, key {key}"));
@@ -500,6 +517,9 @@ impl World {
             }
             self.clients[client].wake.get_or_insert(self.clock.get());
             self.connections.push(Connection { key, client, pipe, since: self.clock.get() });
+            if self.connections.len() * 10 > self.setting.connections_max * 9 {
+                self.crowded_at = Some(self.clock.get());
+            }
         }
     }
 
@@ -517,15 +537,18 @@ impl World {
         let mut closed = Vec::new();
         self.connections.retain(|it| {
             let dropped = it.pipe.borrow().dropped;
-            closed.extend(dropped.then_some(it.client));
+            closed.extend(dropped.then_some((it.client, it.since)));
             !dropped
         });
-        for client in closed {
+        for (client, since) in closed {
             self.trace(|_| format!("client {client} is closed"));
-            self.part(client, now);
+            self.part(client, since, now);
             self.backlog.extend(self.heirs.pop_front());
         }
         self.peak = self.peak.max(self.connections.len());
+        let crowded = self.connections.len() * 10 > self.setting.connections_max * 9;
+        self.crowded_at = if crowded { Some(now) } else { self.crowded_at };
+        self.crowded_since = if crowded { self.crowded_since.or(Some(now)) } else { None };
         let (open, known) = (server.connections(), self.connections.len());
         if open != known {
             self.fail(format!("the server counts {open} connections, there are {known}"));
@@ -548,8 +571,13 @@ impl World {
     }
 
     /// A connection was closed: its client reads what is left, and must have been answered if it is a good one.
-    fn part(&mut self, client: usize, now: Duration) {
-        let (turned_away, patience) = (self.turned_away.contains(&client), self.least_patience());
+    fn part(&mut self, client: usize, came: Duration, now: Duration) {
+        let turned_away = self.turned_away.contains(&client);
+        // On a server that is nearly full there is less patience with silence and errors.
+        let crowded = LIMITS && self.crowded_at.is_some_and(|at| at >= came);
+        // Where a line or a text has its time in all, that began before it was last read from.
+        let patience = if LIMITS { Duration::ZERO } else { self.setting.timeout };
+        let too_many_errors = LIMITS && (crowded || self.book.faulty);
         let it = &mut self.clients[client];
         let since = it.pipe.borrow().read_at;
         for _ in 0..10_000 {
@@ -562,14 +590,18 @@ impl World {
         if let Some(last) = &it.dismissed {
             if last.contains("4.4.2") && now - since < patience {
                 wrong = Some(format!("timed out after {:?}", now - since));
-            } else if last.contains("Too many") && !turned_away {
+            } else if last.contains("Too many connections") && !turned_away {
                 wrong = Some("turned away though there was room".to_owned());
             } else if last.contains("4.3.2") && !turned_away && !self.drained {
                 wrong = Some(format!("told {last:?}"));
             }
         }
-        let excused = self.drained || turned_away;
         let it = &self.clients[client];
+        let last = it.dismissed.as_deref().unwrap_or_default();
+        let excused = self.drained
+            || turned_away
+            || crowded && last.contains("4.4.2")
+            || too_many_errors && last.contains("Too many errors");
         if it.behaviour.is_good() && !it.quit_answered && !excused && wrong.is_none() {
             wrong = Some(format!("closed without a reason, last heard {:?}", it.transcript.last()));
         }
@@ -579,16 +611,6 @@ impl World {
         }
     }
 
-    /// How long a peer may be silent at least.
-    fn least_patience(&self) -> Duration {
-        self.setting.timeout
-    }
-
-    /// How long at most.
-    fn most_patience(&self) -> Duration {
-        self.setting.timeout + GRANULARITY
-    }
-
     /// When there is nothing to do: all is read, all is answered, and nobody stays for too long.
     fn check_rest(&mut self, server: &mut Server<Transport, ModelDisk>) {
         let now = self.clock.get();
@@ -596,6 +618,12 @@ impl World {
         if full {
             self.full_at = now;
         }
+        let crowded = self.crowded_since.is_some_and(|since| now > since + GRANULARITY);
+        let patience = |read: u64| match self.setting.timeout {
+            timeout if LIMITS && crowded => timeout.min(CROWDED_TIMEOUT),
+            timeout if LIMITS && read == 0 => timeout.min(HELLO_TIMEOUT),
+            timeout => timeout,
+        };
         let mut wrong = Vec::new();
         for Connection { client, pipe, since, .. } in &self.connections {
             let (it, pipe) = (&self.clients[*client], pipe.borrow());
@@ -615,8 +643,10 @@ impl World {
                 && !pipe.is_blocked()
             {
                 wrong.push(format!("{}: is owed an answer", it.told()));
-            } else if now > active + self.most_patience() {
+            } else if now > active + patience(pipe.read) + GRANULARITY {
                 wrong.push(format!("{}: nothing happens for {:?}", it.told(), now - active));
+            } else if LIMITS && it.is_slow_since(now, self.setting.timeout + GRANULARITY, OCTET_TIME) && free {
+                wrong.push(format!("{}: takes too long", it.told()));
             }
         }
         wrong.into_iter().for_each(|wrong| self.fail(wrong));
