@@ -64,6 +64,7 @@ pub struct Pipe {
     pub read_at: Duration,
     /// When it last wrote some.
     pub written_at: Duration,
+    written: u64,
 }
 
 /// The server's end.
@@ -90,6 +91,7 @@ impl Pipe {
             read: 0,
             read_at: Duration::ZERO,
             written_at: Duration::ZERO,
+            written: 0,
         }
     }
 
@@ -200,6 +202,11 @@ impl Pipe {
         Some(octets)
     }
 
+    /// All octets that the server read and wrote.
+    pub fn traffic(&self) -> u64 {
+        self.read + self.written
+    }
+
     pub fn has_replies(&self) -> bool {
         !self.replies.is_empty()
     }
@@ -264,6 +271,7 @@ impl Write for Transport {
         }
         pipe.replies.extend(&octets[..count]);
         pipe.written_at = pipe.clock.get();
+        pipe.written += count as u64;
         pipe.news = true;
         Ok(count)
     }

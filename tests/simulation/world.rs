@@ -33,8 +33,8 @@ const CROWDED_TIMEOUT: Duration = Duration::from_secs(10);
 const OCTET_TIME: Duration = Duration::from_millis(2);
 /// How much later than promised a timeout may come: looks at deadlines are so far apart, and polls sleep whole milliseconds.
 const GRANULARITY: Duration = Duration::from_millis(252);
-/// Turns without an event and without sleep, after which a server does not rest; and steps, after which there is no end.
-const RESTLESS_TURNS: usize = 3000;
+/// Turns without sleep in which nothing is read or written, after which a server does not rest; and steps, after which there is no end.
+const RESTLESS_TURNS: usize = 1000;
 const STEPS_MAX: usize = 500_000;
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Numbers of clients that come when those of the beginning are gone.
@@ -349,7 +349,7 @@ impl World {
 
     fn steps(&mut self, server: &mut Server<Transport, ModelDisk>, base: Instant) {
         let mut poll_until = self.clock.get();
-        let mut restless = 0;
+        let (mut restless, mut moved) = (0, 0);
         while self.report.failures.is_empty() {
             self.report.steps += 1;
             if self.report.steps > STEPS_MAX || self.clock.get() > TIME_MAX {
@@ -369,7 +369,9 @@ impl World {
                 }
                 restless = 0;
             }
-            restless += 1;
+            let traffic: u64 = self.connections.iter().map(|it| it.pipe.borrow().traffic()).sum();
+            restless = if traffic == moved { restless + 1 } else { 0 };
+            moved = traffic;
             if restless > RESTLESS_TURNS {
                 return self.fail("the server does not rest".to_owned());
             }
