@@ -285,7 +285,10 @@ impl Client {
     pub fn is_slow_since(&self, now: Duration, patience: Duration, octet: Duration) -> bool {
         let (begun, commands) = self.begun;
         let may_take = patience * commands + octet * self.arrived as u32;
-        self.behaviour.groups == Groups::One && self.pipe.borrow().in_flight() > 0 && now > begun + may_take
+        self.behaviour.groups == Groups::One
+            && !self.behaviour.garbage
+            && self.pipe.borrow().in_flight() > 0
+            && now > begun + may_take
     }
 
     pub fn told(&self) -> String {
