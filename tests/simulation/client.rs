@@ -281,14 +281,13 @@ impl Client {
         self.questions.iter().any(|(question, ..)| matches!(question, Question::End))
     }
 
-    /// Whether a line or a text that it has not ended takes longer than each of its commands may, and each octet adds to that.
-    pub fn is_slow_since(&self, now: Duration, patience: Duration, octet: Duration) -> bool {
+    /// Whether a line or a text that it has not ended takes longer than each of its commands may, and each octet adds to that;
+    /// not before `held_up`, when it was the server that took its time.
+    pub fn is_slow(&self, now: Duration, held_up: Duration, patience: Duration, octet: Duration) -> bool {
         let (begun, commands) = self.begun;
-        let may_take = patience * commands + octet * self.arrived as u32;
-        self.behaviour.groups == Groups::One
-            && !self.behaviour.garbage
-            && self.pipe.borrow().in_flight() > 0
-            && now > begun + may_take
+        let until = begun.max(held_up) + patience * commands + octet * self.arrived as u32;
+        let alone = self.behaviour.groups == Groups::One && !self.behaviour.garbage;
+        alone && self.pipe.borrow().in_flight() > 0 && now > until
     }
 
     pub fn told(&self) -> String {

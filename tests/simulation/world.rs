@@ -647,7 +647,7 @@ impl World {
                 wrong.push(format!("{}: is owed an answer", it.told()));
             } else if now > active + patience(pipe.read) + GRANULARITY {
                 wrong.push(format!("{}: nothing happens for {:?}", it.told(), now - active));
-            } else if LIMITS && it.is_slow_since(now, self.setting.timeout + GRANULARITY, OCTET_TIME) && free {
+            } else if LIMITS && it.is_slow(now, self.full_at, self.setting.timeout + GRANULARITY, OCTET_TIME) && free {
                 wrong.push(format!("{}: takes too long", it.told()));
             }
         }
