@@ -454,7 +454,8 @@ fn the_worst_that_all_connections_do_stays_within_the_announced_memory() {
              {idle} while idle; announced are {bound} MiB",
             begun.elapsed()
         ));
-        assert!(there > CONNECTIONS, "some were closed: {there} descriptors");
+        // Where this takes long the longest idle ones go, as long as the server is crowded.
+        assert!(there > CONNECTIONS * 9 / 10, "many were closed: {there} descriptors");
         assert!(most <= bound * 1024, "{most} KiB, and announced are {bound} MiB");
         assert!(memory * 2 >= bound * 1024, "{memory} KiB: this is not the worst, or the bound is too high");
         drop(clients);

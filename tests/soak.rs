@@ -573,11 +573,12 @@ fn read_mail(soak: &Soak) {
                 fs::rename(&path, &moved).unwrap();
                 let content = String::from_utf8(fs::read(&moved).unwrap()).unwrap();
                 let number = content.split_once("\nSubject: ").and_then(|(_, rest)| rest.lines().next());
-                let number = number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{content}"));
+                let number = number.and_then(|number| number.parse().ok()).unwrap_or(0);
                 let whole = content.starts_with("Return-Path: ")
                     && content.ends_with(&format!("\n{}", stored(&message(number))))
                     && file.ends_with(&format!(",S={}", content.len()));
-                assert!(whole, "{}: not the message {number}: {content}", moved.display());
+                let start: String = content.chars().take(1000).collect();
+                assert!(whole, "{}: not the message {number}: {start}", moved.display());
                 fs::remove_file(&moved).unwrap();
                 soak.ledger.found(number, mailbox);
                 soak.counts.read.fetch_add(1, Relaxed);
