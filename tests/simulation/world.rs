@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// The other Maildirs, of the users `a`, `b` and `c`.
 const MAILBOXES: [&str; 3] = ["/mail/a", "/mail/b", "/mail/c"];
 /// Whether the server has limits beyond `Config::timeout` and `Config::connections_max`: those below.
-const LIMITS: bool = false;
+const LIMITS: bool = true;
 /// How long a peer may be silent that never said anything, and anybody on a server that is nearly full; and what each octet
 /// adds to the time that a line or a text may take.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -174,6 +174,7 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
     let setting = Setting::draw(&mut random, seed % 4 == 0);
     let mut config = Config { maildir: MAILDIR.into(), timeout: setting.timeout, ..Config::default() };
     config.connections_max = setting.connections_max;
+    config.connections_per_address_max = setting.address_max;
     config.min_free = MinFree::Octets(1 << 20);
     config.protocol.hostname = "host".to_owned();
     config.protocol.message_octets_max = setting.octets_max as u64;
