@@ -123,7 +123,7 @@ impl Config {
     /// The most octets of memory that a server takes: always, for each connection, and for the table, read again.
     pub fn memory_max(&self) -> u64 {
         let table = self.recipients.as_ref().and_then(|path| Some(path.metadata().ok()?.len())).unwrap_or(0);
-        (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 24
+        (14 << 20) + self.connections_max as u64 * (10 << 10) + table * 64
     }
 }
 

@@ -237,7 +237,7 @@ impl Table {
                     wrong(reply, "is no reply such as `452 4.2.2 Mailbox full`, perhaps with `for 3`")
                 })?,
                 _ => {
-                    let mut targets = Vec::new();
+                    let mut targets = Vec::with_capacity(1);
                     for text in value.split(',').map(str::trim) {
                         let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
                         aliases.extend((!is_path(&target)).then(|| (text, target.clone(), false)));

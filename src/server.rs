@@ -277,7 +277,11 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                     // What was said before is answered all the same.
                     None => return connection.action = Action::Close,
                     Some(0) => return,
-                    Some(count) => filled = kept + count,
+                    Some(count) => {
+                        // A line or a text that goes on has the time that it had, and some more.
+                        connection.since = (connection.since + OCTET_TIME * count as u32).min(now.instant);
+                        filled = kept + count;
+                    }
                 }
                 self.input[..kept].copy_from_slice(&connection.unread[connection.used..]);
                 self.buffers.take_back(&mut connection.unread);
@@ -311,13 +315,13 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             replies: &mut connection.replies,
             content: &mut connection.content,
         };
+        let ended = connection.session.ended;
         let (used, action) = connection.session.receive(input, &mut turn);
         let left = input.len() - used;
         connection.action = action;
-        // A line or a text that goes on has the time that it had, and some more for what came of it.
-        let whole = used > 0 && connection.session.awaits_command();
-        let since = if whole { now.instant } else { connection.since + OCTET_TIME * filled as u32 };
-        connection.since = since.min(now.instant);
+        if connection.session.ended > ended {
+            connection.since = now.instant;
+        }
         match action {
             Action::Deliver => {
                 let delivery = connection.write(&mut self.store, key, now);

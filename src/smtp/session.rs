@@ -210,6 +210,8 @@ pub struct Session {
     pub id: u64,
     pub lmtp: bool,
     pub peer: Peer,
+    /// Lines that are no text, texts and chunks that came to their end.
+    pub ended: u64,
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
@@ -236,6 +238,7 @@ impl Session {
             id,
             lmtp: matches!(dialect, Dialect::Lmtp),
             peer,
+            ended: 0,
             phase: Phase::Command,
             hello: None,
             origin: String::new(),
@@ -269,11 +272,6 @@ impl Session {
     /// Whether the peer never said anything that a client says first.
     pub fn is_stranger(&self) -> bool {
         self.origin.is_empty()
-    }
-
-    /// Whether a command comes next, or what answers a challenge; else a line or a text has begun.
-    pub const fn awaits_command(&self) -> bool {
-        matches!(self.phase, Phase::Command | Phase::Login { .. })
     }
 
     /// Whether a message is coming in or on its way to the store.
@@ -356,6 +354,7 @@ impl Session {
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let syntax = Syntax { strict: turn.settings.strict };
         self.decoder.note_line_end(line);
+        self.ended += u64::from(line_feed.is_some());
         let after_long = matches!(self.phase, Phase::LongLine);
         let long = line.len() > COMMAND_LINE_OCTETS_MAX;
         if after_long || long {
@@ -645,6 +644,7 @@ impl Session {
 
     /// The end of a message: refuses it, or gives it away.
     fn end_message(&mut self, turn: &mut Turn<'_>) {
+        self.ended += 1;
         if self.check_message(turn.settings).is_none() {
             // The last octet of the last chunk may have been a CR.
             self.decoder.finish(&mut |run| turn.content.extend_from_slice(run));
@@ -658,6 +658,7 @@ impl Session {
     /// Answers a BDAT whose octets have come, also where they were dropped.
     fn end_chunk(&mut self, last: bool, announced: u64, turn: &mut Turn<'_>) {
         self.phase = Phase::Command;
+        self.ended += 1;
         match self.transaction.as_deref_mut() {
             None => Reply::BAD_SEQUENCE.write(turn.replies),
             // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).

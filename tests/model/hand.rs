@@ -29,6 +29,16 @@ impl Random {
         self.0 ^= self.0 << 17;
         ((self.0 >> 11) % limit as u64) as usize
     }
+
+    pub fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// Below one of several limits, so that both small and large numbers are likely.
+    pub fn below_one_of(&mut self, limits: &[usize]) -> usize {
+        let limit = self.choose(limits);
+        self.below(limit)
+    }
 }
 
 /// A message of about so many octets, unlike all with other numbers.
@@ -59,6 +69,7 @@ impl ModelDisk {
             changes: 0,
             log: Vec::new(),
             faults: Vec::new(),
+            faults_of: Vec::new(),
             crash_after: usize::MAX,
             dead: false,
             ends,
@@ -135,9 +146,21 @@ impl ModelDisk {
         self.0.borrow_mut().faults.push(Fault { from, until: from.saturating_add(count), errno });
     }
 
+    /// Has the next `count` operations of a kind fail.
+    pub fn fail_next(&self, kind: Kind, count: usize, errno: Errno) {
+        self.0.borrow_mut().faults_of.push((kind, count, errno));
+    }
+
     /// The causes of all failures are gone.
     pub fn heal(&self) {
-        self.0.borrow_mut().faults.clear();
+        let mut machine = self.0.borrow_mut();
+        machine.faults.clear();
+        machine.faults_of.clear();
+    }
+
+    /// The number of the newest change of a name, which tells whether there was one since.
+    pub fn changes(&self) -> u64 {
+        self.0.borrow().changes
     }
 
     /// From now on no name can be made in this directory, or in any again.
@@ -226,9 +249,13 @@ impl ModelDisk {
         }
     }
 
-    /// Puts a directory back that was moved away.
+    /// Puts a directory back that was moved away, for good.
     pub fn move_back(&self, path: &str, directory: usize) {
         self.name(path, |_| directory);
+        let (mut machine, path) = (self.0.borrow_mut(), Path::new(path));
+        let parent = path.parent().and_then(|parent| machine.find(parent)).expect("a parent");
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        machine.names(parent).durable.insert(name.to_owned(), directory);
     }
 
     /// Moves a directory to a place of no interest.

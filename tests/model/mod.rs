@@ -19,7 +19,7 @@ pub mod hand;
 pub mod peer;
 pub mod power_cut;
 #[path = "../common/trace.rs"]
-mod trace;
+pub mod trace;
 
 use hand::Random;
 use mailchute::fs::{FileSystem, Flush, Space, Ticket};
@@ -121,6 +121,8 @@ struct Machine {
     changes: u64,
     log: Vec<(Kind, String)>,
     faults: Vec<Fault>,
+    /// So many operations of a kind that fail next, whatever is done between.
+    faults_of: Vec<(Kind, usize, Errno)>,
     crash_after: usize,
     dead: bool,
     ends: Ends,
@@ -173,8 +175,14 @@ impl Machine {
         let number = self.log.len();
         // The begin of a flush returns nothing; its end does.
         let fault = self.faults.iter().find(|fault| (fault.from..fault.until).contains(&number));
-        match fault.filter(|_| kind != Kind::BeginFlush) {
-            Some(fault) => Err(fault.errno.into()),
+        if let Some(fault) = fault.filter(|_| kind != Kind::BeginFlush) {
+            return Err(fault.errno.into());
+        }
+        match self.faults_of.iter_mut().find(|(of, left, _)| *of == kind && *left > 0) {
+            Some((_, left, errno)) => {
+                *left -= 1;
+                Err((*errno).into())
+            }
             None => Ok(()),
         }
     }

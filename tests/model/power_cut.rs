@@ -139,7 +139,7 @@ pub fn crash_each_everywhere(
 fn restart(
     config: &Config, disk: &ModelDisk, choices: &mut Choices, promised: &[Promise], all: &[Promise],
 ) -> Result<(), String> {
-    let (disk, another) = (disk.restarted(choices), message(99, 200));
+    let (disk, another) = (disk.restarted(choices, Ends::AtOnce), message(99, 200));
     let mut world =
         World::with(config.clone(), &disk, MinFree::Usual, 0).map_err(|error| format!("no start after it: {error}"))?;
     // Where mailboxes are made the postmaster has one, too, and nobody's mail is in the main Maildir.
@@ -198,11 +198,11 @@ impl ModelDisk {
 
     /// The machine that starts on what is left. Of each `tmp/` that is all that was ever there, half of it written:
     /// leftovers of the same names that the next messages take.
-    fn restarted(&self, choices: &mut Choices) -> Self {
+    pub fn restarted(&self, choices: &mut Choices, ends: Ends) -> Self {
         let Left { directories, files } = self.crash_apart(choices);
         let machine = self.0.borrow();
         let others: Vec<&str> = machine.maildirs[1..].iter().map(String::as_str).collect();
-        let disk = Self::new(Ends::AtOnce).maildirs(&others, false);
+        let disk = Self::new(ends).maildirs(&others, false);
         directories.iter().filter(|(_, left)| **left).for_each(|(path, _)| disk.make_directory(path));
         let mut inodes = HashMap::new();
         let mut put = |path: &str, name: &str, inode: usize, octets: &[u8]| {
