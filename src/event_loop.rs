@@ -147,8 +147,7 @@ impl EventLoop {
         let random = RandomState::new().hash_one(SystemTime::now());
         let mut disk = Disk::new(config.sync);
         disk.group_readable = config.group_readable;
-        let opened = Store::open(disk, &config, random);
-        let mut store = opened.map_err(|error| unusable(&config.maildir, error))?;
+        let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
         let writable = enter_sandbox(&config, &recipients)?;
         store.prove().map_err(|error| unusable(&config.maildir, error))?;
         store.files_max = files_max;

@@ -56,7 +56,7 @@ pub struct Server<T, F: FileSystem> {
     /// For whom mail is accepted; others may take their place.
     pub recipients: Recipients,
     pub(crate) config: Config,
-    /// Those served, private ones by default, as others would flood who takes mail for any domain; else these, too.
+    /// Whose connections are taken: where none are named, private ones, and all if only some domains are served.
     networks: Vec<IpNet>,
     /// Where messages go.
     pub store: Store<F>,
@@ -155,7 +155,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         key
     }
 
-    /// Whether `peer` has all connections that it may have, or all are taken that there may be.
+    /// Whether `peer` has all the connections that it may have, or all are taken that there may be.
     fn is_full(&self, peer: Peer) -> bool {
         let (taken, of_one) = (self.connections.len(), self.config.connections_per_address_max);
         let same = || self.connections.iter().filter(|(_, other)| client(other.session.peer) == client(peer)).count();
@@ -277,12 +277,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                     // What was said before is answered all the same.
                     None => return connection.action = Action::Close,
                     Some(0) => return,
-                    Some(count) => {
-                        // A line or a text that goes on has the time that it had, and some more.
-                        connection.since = (connection.since + OCTET_TIME * count as u32).min(now.instant);
-                        filled = kept + count;
-                    }
+                    Some(count) => filled = kept + count,
                 }
+                // A line or a text that goes on has the time that it had, and some more.
+                connection.since = (connection.since + OCTET_TIME * (filled - kept) as u32).min(now.instant);
                 self.input[..kept].copy_from_slice(&connection.unread[connection.used..]);
                 self.buffers.take_back(&mut connection.unread);
                 connection.used = 0;

@@ -2,7 +2,6 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[allow(dead_code)]
 mod common;
 
 use common::{Ended, Place, Server, mailchute, mailchute_as_somebody, run, skip, text};

@@ -111,8 +111,8 @@ MUTATIONS = [
     ),
     (
         "src/server.rs",
-        "self.connections.len() >= self.connections_max",
-        "self.connections.len() > self.connections_max",
+        "taken >= self.config.connections_max",
+        "taken > self.config.connections_max",
         "one connection more than there may be",
     ),
     (

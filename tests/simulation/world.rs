@@ -312,7 +312,7 @@ impl World {
         };
         let mut server = Server::new(&self.config, recipients, store, MessageIds::new(random, 7));
         if let Some(files_max) = self.setting.files_max {
-            server.store().files_max = files_max;
+            server.store.files_max = files_max;
         }
         let base = Instant::now() - self.clock.get();
         self.peak = 0;
@@ -399,7 +399,7 @@ impl World {
                 self.disk.end_flushes(count, &mut self.random);
                 self.flush_ended = now;
                 flushes_ended = true;
-                server.mark_flushes();
+                server.flushes_ended = true;
             }
             let events = self.events(server);
             let ends = self.end.is_some_and(|end| end <= now);
@@ -617,7 +617,7 @@ impl World {
     /// When there is nothing to do: all is read, all is answered, and nobody stays for too long.
     fn check_rest(&mut self, server: &mut Server<Transport, ModelDisk>) {
         let now = self.clock.get();
-        let (waits, full) = (self.disk.flushes_under_way() > 0, server.store().is_full());
+        let (waits, full) = (self.disk.flushes_under_way() > 0, server.store.is_full());
         if full {
             self.full_at = now;
         }
