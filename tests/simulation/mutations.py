@@ -145,6 +145,18 @@ MUTATIONS = [
         "            if let Err((path, error)) = self.open_main(true) {\n",
         "a Maildir that was taken away is made again, where a card was",
     ),
+    (
+        "src/smtp/session.rs",
+        "        self.origin.clear();\n",
+        "",
+        "a peer is called by the name of another, too",
+    ),
+    (
+        "src/delivery.rs",
+        " >= self.files_max\n",
+        " >= self.files_max + 100\n",
+        "more files are open than there may be",
+    ),
 ]
 
 ROOT = Path(__file__).resolve().parents[2]

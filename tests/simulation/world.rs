@@ -562,7 +562,7 @@ impl World {
         let descriptors = self.disk.open_descriptors();
         let files_max = self.setting.files_max.unwrap_or(4 * (known + 1));
         // The main Maildir, one that is looked through, and those that one message more may open.
-        let descriptors_max = files_max.max(1) + 4 + 4 + 4 * 5;
+        let descriptors_max = files_max.max(1) + 3 + 4 + 15;
         if self.setting.files_max.is_some() && descriptors > descriptors_max {
             self.fail(format!("{descriptors} descriptors are open"));
         }
