@@ -68,9 +68,7 @@ pub struct Config {
     /// How long a peer may be silent; RFC 5321 4.5.3.2.7 asks for at least 5 minutes.
     pub timeout: Duration,
     pub connections_max: usize,
-    /// Those of one IPv4 address, or of one IPv6 network of 64 bits; this machine's own have no limit.
-    pub connections_per_address_max: usize,
-    /// Who the process is once its sockets are bound: `NAME` or `NAME:GROUP`, or numbers; `None` to stay who it is.
+    pub per_address_max: usize,
     pub user: Option<String>,
     /// Off unless a program asks for it that does nothing else: it holds for the thread that starts the server, too.
     pub sandbox: Sandbox,
@@ -99,7 +97,7 @@ impl Default for Config {
             grace: Duration::from_secs(8),
             timeout: Duration::from_secs(300),
             connections_max: 1000,
-            connections_per_address_max: 50,
+            per_address_max: 50,
             user: None,
             sandbox: Sandbox::Off,
             signals: false,

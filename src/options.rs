@@ -97,7 +97,7 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
         "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
         "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
-        "max-connections-per-ip" => config.connections_per_address_max = text.parse().ok().filter(|&it| it > 0)?,
+        "max-connections-per-ip" => config.per_address_max = text.parse().ok().filter(|&count| count > 0)?,
         "grace" => config.grace = time(text)?,
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,

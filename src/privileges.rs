@@ -9,14 +9,12 @@ use landlock::{
 };
 use nix::unistd::{Gid, Group, Uid, User, geteuid, setgid, setgroups, setuid};
 
-/// Whether the kernel is asked to refuse whatever this server does not need.
+/// Whether the kernel is asked to refuse whatever this server does not need. `Require` ends the start where it can't.
+#[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sandbox {
-    /// Never.
     Off,
-    /// Where it can.
     Auto,
-    /// And where it can't, the server does not start.
     Require,
 }
 

@@ -1,5 +1,6 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,7 +10,8 @@ use ipnet::IpNet;
 use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
-use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, PRIVATE, SMALL_OCTETS, TURN_MESSAGES_MAX, TURN_READS_MAX};
+use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, PRIVATE, SMALL_OCTETS};
+use crate::config::{TURN_ACCEPTS_MAX, TURN_MESSAGES_MAX, TURN_READS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
@@ -23,9 +25,8 @@ use crate::smtp::trace::{MessageIds, Peer};
 const LOOKS_APART: Duration = Duration::from_millis(250);
 /// How long a peer may be silent that never said anything.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long one may be at least before it gives way to others on a crowded server, and how many give way at a time.
+/// How long one may be at least before it gives way to others on a crowded server.
 const CROWDED_TIMEOUT: Duration = Duration::from_secs(10);
-const CROWDED_CLOSES_MAX: usize = 64;
 /// Commands of a session that may be refused between two messages, and on a crowded server.
 const ERRORS_MAX: u32 = 20;
 const ERRORS_CROWDED_MAX: u32 = 3;
@@ -58,6 +59,8 @@ pub struct Server<T, F: FileSystem> {
     pub(crate) config: Config,
     /// Whose connections are taken: where none are named, private ones, and all if only some domains are served.
     networks: Vec<IpNet>,
+    /// How many connections each client has, but those of this machine.
+    clients: HashMap<IpAddr, usize>,
     /// Where messages go.
     pub store: Store<F>,
     ids: MessageIds,
@@ -92,6 +95,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             recipients,
             config: config.clone(),
             networks,
+            clients: HashMap::with_capacity(config.connections_max.min(1 << 14)),
             store,
             ids,
             spare: Spare::default(),
@@ -137,11 +141,13 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             scheduled: false,
             stored: 0,
         };
+        let of_client =
+            client(peer).map_or(0, |it| *self.clients.entry(it).and_modify(|count| *count += 1).or_insert(1));
         let any = self.config.allow_from.is_empty() && !self.recipients.serve_any_domain();
         let served = |address| any || self.networks.iter().any(|network| network.contains(address));
         if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.is_full(peer) {
+        } else if self.connections.len() >= self.config.connections_max || of_client > self.config.per_address_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
         } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
@@ -153,13 +159,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         self.look = self.look.min(now.instant + if self.is_crowded() { LOOKS_APART } else { HELLO_TIMEOUT });
         self.schedule(key);
         key
-    }
-
-    /// Whether `peer` has all the connections that it may have, or all are taken that there may be.
-    fn is_full(&self, peer: Peer) -> bool {
-        let (taken, of_one) = (self.connections.len(), self.config.connections_per_address_max);
-        let same = || self.connections.iter().filter(|(_, other)| client(other.session.peer) == client(peer)).count();
-        taken >= self.config.connections_max || client(peer).is_some() && taken >= of_one && same() >= of_one
     }
 
     /// Whether nearly all connections are taken that there may be: then there is less patience with who is idle or in error.
@@ -225,15 +224,16 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 break;
             }
         }
-        if !self.store.is_full() {
-            self.runnable.append(&mut self.stalled);
-        }
         while let Some(key) = self.touched.pop() {
             self.reply(key);
         }
         self.store.sweep(now);
         if self.look <= now.instant {
             self.expire(now);
+        }
+        // Whatever closed a file.
+        if !self.store.is_full() {
+            self.runnable.append(&mut self.stalled);
         }
     }
 
@@ -397,7 +397,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 self.time_out(key);
             }
         }
-        for _ in 0..CROWDED_CLOSES_MAX {
+        for _ in 0..TURN_ACCEPTS_MAX {
             let longest = self.connections.iter().min_by_key(|(_, connection)| connection.since);
             let idle = longest.filter(|(_, it)| self.is_crowded() && it.since + CROWDED_TIMEOUT <= now.instant);
             let Some((key, _)) = idle else { break };
@@ -421,6 +421,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
+        if let Some(client) = client(connection.session.peer) {
+            let left = self.clients.remove(&client).map_or(0, |count| count - 1);
+            self.clients.extend((left > 0).then_some((client, left)));
+        }
         let hint = connection.session.hint();
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
         let (name, stored) = (connection.session.id, connection.stored);

@@ -221,7 +221,7 @@ fn one_address_has_no_more_than_its_part_of_the_connections() {
 /// What all envelopes take together has a bound; when one ends another has room.
 #[test]
 fn all_recipients_share_their_memory() {
-    let mut world = world(Config { connections_per_address_max: 200, ..Config::default() });
+    let mut world = world(Config { per_address_max: 200, ..Config::default() });
     let mut taken = Vec::new();
     let mut hear = |world: &mut World| {
         let client = guest(world);

@@ -174,7 +174,7 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
     let setting = Setting::draw(&mut random, seed % 4 == 0);
     let mut config = Config { maildir: MAILDIR.into(), timeout: setting.timeout, ..Config::default() };
     config.connections_max = setting.connections_max;
-    config.connections_per_address_max = setting.address_max;
+    config.per_address_max = setting.address_max;
     config.min_free = MinFree::Octets(1 << 20);
     config.protocol.hostname = "host".to_owned();
     config.protocol.message_octets_max = setting.octets_max as u64;
