@@ -39,7 +39,7 @@ MUTATIONS = [
     ),
     (
         "src/server.rs",
-        "                self.look = self.look.min(connection.deadline);\n",
+        "                self.look = self.look.min(until);\n",
         "",
         "the timer is not set for the next deadline",
     ),
@@ -51,8 +51,8 @@ MUTATIONS = [
     ),
     (
         "src/delivery.rs",
-        "[&directories.new, &directories.cur].into_iter()",
-        "[&directories.cur].into_iter()",
+        "[&maildir.directories.new, &maildir.directories.cur].into_iter()",
+        "[&maildir.directories.cur].into_iter()",
         "250 without a flush of new/",
     ),
     (
@@ -81,8 +81,8 @@ MUTATIONS = [
     ),
     (
         "src/smtp/session.rs",
-        "recipient + left == *recipients",
-        "recipient + left == *recipients + 1",
+        "(recipients - left) as u32",
+        "(recipients - left).saturating_sub(1) as u32",
         "in LMTP a recipient hears what came of another's copy",
     ),
     (
@@ -99,8 +99,8 @@ MUTATIONS = [
     ),
     (
         "src/server.rs",
-        "            self.runnable.append(&mut self.stalled);\n        }\n        while",
-        "        }\n        while",
+        "            self.runnable.append(&mut self.stalled);\n        }\n    }",
+        "        }\n    }",
         "who waits for a file to be closed waits for ever",
     ),
     (
@@ -111,8 +111,14 @@ MUTATIONS = [
     ),
     (
         "src/server.rs",
-        "taken >= self.config.connections_max",
-        "taken > self.config.connections_max",
+        "OCTET_TIME * (filled - kept) as u32",
+        "OCTET_TIME * filled as u32",
+        "who sends a line octet by octet is given time for all of it each time",
+    ),
+    (
+        "src/server.rs",
+        "self.connections.len() >= self.config.connections_max",
+        "self.connections.len() > self.config.connections_max",
         "one connection more than there may be",
     ),
     (
@@ -129,8 +135,8 @@ MUTATIONS = [
     ),
     (
         "src/server.rs",
-        "        connection.discard(&mut self.store);\n        let hint",
-        "        let hint",
+        "        connection.discard(&mut self.store);\n        if let",
+        "        if let",
         "who goes in the middle of a message leaves its file behind",
     ),
     (
@@ -141,8 +147,8 @@ MUTATIONS = [
     ),
     (
         "src/maildir.rs",
-        "            if let Err((path, error)) = self.open_main(false) {\n",
-        "            if let Err((path, error)) = self.open_main(true) {\n",
+        "= self.open_maildir(MAIN, false)?;",
+        "= self.open_maildir(MAIN, true)?;",
         "a Maildir that was taken away is made again, where a card was",
     ),
     (
