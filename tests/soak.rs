@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -132,6 +133,8 @@ struct Counts {
 struct Soak {
     smtp: SocketAddr,
     lmtp: SocketAddr,
+    /// A Unix socket, for SMTP as well.
+    socket: PathBuf,
     root: PathBuf,
     next: AtomicU64,
     /// The round is at its end.
@@ -372,13 +375,27 @@ fn silent(soak: &Soak, random: &mut Random) -> io::Result<()> {
     await_end(soak, &mut stream)
 }
 
+/// What is asked by those who read no reply: what has long ones, which soon fill the kernel's buffers.
+const QUESTIONS: [&str; 2] = ["HELP\r\n", "EHLO never.reading.example\r\n"];
+
 /// Asks and asks, and reads no reply.
 fn never_reading(soak: &Soak, random: &mut Random) -> io::Result<()> {
-    let mut stream = soak.connect()?;
-    sockopt::set_socket_recv_buffer_size(&stream, 4096)?;
+    let lines = random.choose(&QUESTIONS).repeat(1000);
+    if random.below(2) == 0 {
+        let mut stream = soak.connect()?;
+        sockopt::set_socket_recv_buffer_size(&stream, 4096)?;
+        stream.set_write_timeout(Some(Duration::from_millis(100)))?;
+        // Megabytes of replies fit into the kernel's buffers: when they are full depends on what else this machine does.
+        return ask(soak, &mut stream, &lines, None);
+    }
+    soak.counts.connections.fetch_add(1, Relaxed);
+    let mut stream = UnixStream::connect(&soak.socket)?;
     stream.set_write_timeout(Some(Duration::from_millis(100)))?;
-    // What has long replies, which soon fill the kernel's buffers.
-    let lines = random.choose(&["HELP\r\n", "EHLO never.reading.example\r\n"]).repeat(1000);
+    ask(soak, &mut stream, &lines, Some(SILENCE_MAX))
+}
+
+/// Writes as much as the other side takes, until it closes, which has to be so long after it took nothing more.
+fn ask(soak: &Soak, stream: &mut impl Write, lines: &str, patience: Option<Duration>) -> io::Result<()> {
     let mut stuck = None;
     while !soak.is_resting() {
         match stream.write(lines.as_bytes()) {
@@ -386,7 +403,7 @@ fn never_reading(soak: &Soak, random: &mut Random) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::WouldBlock => drop(stuck.get_or_insert_with(Instant::now)),
             Err(error) => return Err(error),
         }
-        let patient = stuck.is_none_or(|since| since.elapsed() < SILENCE_MAX);
+        let patient = stuck.zip(patience).is_none_or(|(since, patience)| since.elapsed() < patience);
         assert!(patient, "a peer that does not read is not told to go");
     }
     Ok(())
@@ -791,11 +808,12 @@ fn memory_and_descriptors_stay_what_they_were() {
     let length = ROUND.min(time);
     let rounds = (time.as_secs_f64() / length.as_secs_f64()).ceil() as u32;
     let mut random = Random::new(common::seed());
-    let (disk, elsewhere) = (Disk::new(), Place::new());
+    let (disk, elsewhere) = (Disk::new(), Place::short());
     let table = elsewhere.path().join("recipients");
     let mut soak = Soak {
         smtp: ([0; 4], 0).into(),
         lmtp: ([0; 4], 0).into(),
+        socket: elsewhere.path().join("socket"),
         root: disk.place().path().to_owned(),
         next: AtomicU64::new(1),
         resting: AtomicBool::new(false),
@@ -809,11 +827,12 @@ fn memory_and_descriptors_stay_what_they_were() {
     write_table(&soak, &table, 0, 0);
     let mut command = mailchute();
     command.args(["--listen", "127.0.0.1:0", "--lmtp", "127.0.0.1:0", "--maildir"]).arg(disk.place().maildir());
+    command.args(["--listen", &format!("unix:{}", soak.socket.display())]);
     command.args(["--max-connections", CONNECTIONS_MAX, "--timeout", TIMEOUT, "--min-free", "0", "--recipients"]);
     // Not a line for each message, which would fill our own memory.
     command.arg(&table).env("RUST_LOG", "warn,mailchute::event_loop=info");
     let server = Server::ready(command);
-    let lmtp = server.places[1].trim_end_matches(" (LMTP)");
+    let lmtp = server.places[2].trim_end_matches(" (LMTP)");
     (soak.smtp, soak.lmtp) = (server.address(), lmtp.parse().unwrap());
     let soak = &soak;
     let (mut all, mut measured, mut before) = (Events::default(), Vec::new(), (0, 0));
