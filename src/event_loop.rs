@@ -37,7 +37,7 @@ const BACKLOG: i32 = 1024;
 /// Descriptors for all but connections and files of messages.
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const NO_SANDBOX: &str = "no sandbox: this kernel has no Landlock, or that of before Linux 5.19";
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 

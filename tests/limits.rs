@@ -166,7 +166,6 @@ fn descriptors(server: &Server) -> usize {
 }
 
 #[test]
-#[ignore = "newcomers are not told yet, but wait, and whoever comes after the flood waits for all of them"]
 fn a_flood_without_descriptors_costs_little_and_harms_nobody_who_is_there() {
     let place = Place::new();
     let (server, mut early) = short_of_descriptors(&place);
@@ -193,7 +192,6 @@ fn a_flood_without_descriptors_costs_little_and_harms_nobody_who_is_there() {
 }
 
 #[test]
-#[ignore = "newcomers are not told yet, but wait"]
 fn without_descriptors_newcomers_are_told_so() {
     let place = Place::new();
     let (server, mut early) = short_of_descriptors(&place);
@@ -231,7 +229,7 @@ fn in_own_network(name: &str) -> bool {
             return false;
         }
         let mut command = Command::new("unshare");
-        command.arg("--net").arg(std::env::current_exe().unwrap()).args(["--exact", name, "--include-ignored"]);
+        command.arg("--net").arg(std::env::current_exe().unwrap()).args(["--exact", name]);
         let output = command.args(["--nocapture", "--test-threads=1"]).env(OWN_NETWORK, "yes").output().unwrap();
         let text = [String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)].concat();
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
@@ -288,7 +286,6 @@ fn fits_again(own: &str, server: &str) -> Client {
 }
 
 #[test]
-#[ignore = "there is no limit for one address yet"]
 fn one_address_or_network_has_its_share_of_connections() {
     if !in_own_network("one_address_or_network_has_its_share_of_connections") {
         return;
@@ -429,7 +426,6 @@ fn until_quiet(server: &Server) {
 }
 
 #[test]
-#[ignore = "the bound is not announced yet"]
 fn the_worst_that_all_connections_do_stays_within_the_announced_memory() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
