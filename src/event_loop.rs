@@ -67,6 +67,7 @@ impl Listener {
         let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
         // A server that comes back finds its address free though old connections linger.
         sockopt::set_socket_reuseaddr(&socket, true)?;
+        sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?; // that of newcomers, too: who does not read gets no more
         if address.address_family() == AddressFamily::INET6 {
             // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
             sockopt::set_ipv6_v6only(&socket, true)?;

@@ -22,7 +22,6 @@ pub enum Sandbox {
 pub(crate) fn become_user(user: &str) -> Result<(), String> {
     let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
     let number: Option<u32> = name.parse().ok();
-    // Where there are no names, as in a container, a number is enough.
     let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(number.into())).ok().flatten();
     let uid = number.map(Uid::from_raw).or(found.as_ref().map(|user| user.uid));
     let gid = match group {

@@ -363,6 +363,10 @@ fn address(text: &str) -> Option<Name> {
 }
 
 fn target(text: &str) -> Option<Target> {
+    if let Some(domain) = text.strip_prefix('@') {
+        // Whoever has the mail of all others there.
+        return address(&format!("x@{domain}")).map(|(domain, _)| Target::Alias((domain, String::new())));
+    }
     if !text.starts_with(['/', '.']) {
         return address(text).map(Target::Alias);
     }
