@@ -23,8 +23,8 @@ pub const SMALL_OCTETS: usize = 4096;
 pub const TURN_MESSAGES_MAX: usize = 16;
 /// Reads from one connection in one turn of the loop; one busy peer can't starve the rest.
 pub const TURN_READS_MAX: usize = 4;
-/// Connections taken from one listener in one turn.
-pub const TURN_ACCEPTS_MAX: usize = 64;
+/// Connections taken from one listener in one turn: beyond the limit each has a descriptor of those in reserve till its end.
+pub const TURN_ACCEPTS_MAX: usize = 8;
 
 /// Where a listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -284,7 +284,7 @@ impl EventLoop {
                             warn!("no room for a newcomer: {error}; those who are here go on");
                         }
                         self.accept_from = Some(now.instant + ACCEPT_PAUSE);
-                        for _ in 0..TURN_ACCEPTS_MAX {
+                        for _ in 0..8 * TURN_ACCEPTS_MAX {
                             self.spare = None;
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
                             let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();

@@ -397,7 +397,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 self.time_out(key);
             }
         }
-        for _ in 0..TURN_ACCEPTS_MAX {
+        for _ in 0..8 * TURN_ACCEPTS_MAX {
             let longest = self.connections.iter().min_by_key(|(_, connection)| connection.since);
             let idle = longest.filter(|(_, it)| self.is_crowded() && it.since + CROWDED_TIMEOUT <= now.instant);
             let Some((key, _)) = idle else { break };

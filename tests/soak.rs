@@ -32,7 +32,8 @@ const ROUND: Duration = Duration::from_secs(60);
 /// Clients of each kind at a time.
 const CLIENTS: usize = 25;
 /// Those that come all at once, with half a message each, so that every buffer is lent in each round.
-const CREST: usize = 400;
+const CREST: usize = 300;
+const LISTS: usize = 190;
 const CREST_INTERVAL: Duration = Duration::from_secs(20);
 const CONNECTIONS_MAX: &str = "500";
 const TIMEOUT: &str = "10s";
@@ -707,8 +708,20 @@ fn crest(soak: &Soak) {
         stream.write_all(&b"a line of half a message\r\n".repeat(2_400))?;
         Ok(stream)
     };
+    // And others with more recipients than all envelopes together may have.
+    let list = |_| -> io::Result<TcpStream> {
+        let mut stream = soak.connect()?;
+        stream.set_write_timeout(Some(Duration::from_millis(200)))?;
+        stream.write_all(b"HELO c\r\nMAIL FROM:<a@b.example>\r\n")?;
+        for number in 0..100 {
+            stream.write_all(format!("RCPT TO:<alice+{number:0>200}@soak.example>\r\n").as_bytes())?;
+        }
+        Ok(stream)
+    };
+    let lists: Vec<_> = (0..LISTS).filter_map(|number| list(number).ok()).collect();
     let streams: Vec<_> = (0..CREST).filter_map(|_| open().ok()).collect();
     std::thread::sleep(Duration::from_millis(500));
+    drop(lists);
     for stream in streams.iter().step_by(2) {
         let _ = reset(stream);
     }
