@@ -318,7 +318,7 @@ fn share_descriptors(config: &mut Config) -> usize {
     let files_max = room.saturating_sub(*connections_max).clamp(least.min(FILES_MAX), FILES_MAX);
     if *connections_max > room - files_max {
         *connections_max = room - files_max;
-        warn!("room for {connections_max} connections only: {current} descriptors may be open, {wanted} are wanted");
+        error!("room for {connections_max} connections only: {current} descriptors may be open, {wanted} are wanted");
     }
     files_max
 }

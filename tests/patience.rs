@@ -235,7 +235,7 @@ fn all_recipients_share_their_memory() {
     };
     let before = (0..100).take_while(|_| hear(&mut world) == 100).count();
     assert!((78..=84).contains(&before), "4 MiB hold about 82 times 51 kB: {before}");
-    assert!(hear(&mut world) <= 1);
+    assert!((1..8).contains(&hear(&mut world)), "a few always have room");
     let (first, _) = taken[0];
     assert_eq!(world.say(first, "RSET\r\n"), "250 2.0.0 OK\r\n");
     let last = guest(&mut world);

@@ -22,8 +22,8 @@ pub const REPLY_OCTETS_MAX: usize = 1536;
 const REPLIES_FULL: usize = REPLIES_OCTETS_MAX - REPLY_OCTETS_MAX;
 /// Spare pieces of memory of each kind that are kept.
 const KEPT_MAX: usize = 128;
-/// Octets that a spare transaction may have room for; those of a long list of recipients go back.
-const KEPT_OCTETS_MAX: usize = 4096;
+/// Octets that a spare transaction may have room for, and any transaction when all envelopes together have no more.
+const KEPT_OCTETS_MAX: usize = 2048;
 /// Octets by which lists of paths grow.
 const PATHS_GROWTH: usize = 512;
 /// What each copy of a message takes in the store, about.
@@ -375,7 +375,7 @@ impl Session {
         };
         let command = command.map_err(|reply| self.refuse_line(reply, text, behind, turn));
         if let Err(mut reply) = command.and_then(|command| self.command(command, behind, turn)) {
-            self.errors += u32::from(reply.0.starts_with('5'));
+            self.errors += u32::from(reply.0.starts_with('5') && reply != Reply::NO_RECIPIENTS);
             if self.errors > turn.errors_max && !matches!(self.phase, Phase::Closed) {
                 reply = self.close(Reply::TOO_MANY_ERRORS);
             }
@@ -534,9 +534,9 @@ impl Session {
         let found = directory.resolve(forward_path, &mut |destination| transaction.add(destination));
         add_line(&mut transaction.paths, path);
         transaction.settle(&mut spare.envelope_octets);
-        let many = transaction.destinations().nth(settings.destinations_max).is_some();
-        let full = refuse_if(many || spare.envelope_octets > ENVELOPES_OCTETS_MAX, Reply::TOO_MANY_RECIPIENTS);
-        if let Err(line) = full.map_err(|reply| reply.0).and(found) {
+        let full = transaction.destinations().nth(settings.destinations_max).is_some()
+            || spare.envelope_octets > ENVELOPES_OCTETS_MAX && transaction.held > KEPT_OCTETS_MAX;
+        if let Err(line) = refuse_if(full, Reply::TOO_MANY_RECIPIENTS).map_err(|reply| reply.0).and(found) {
             transaction.paths.truncate(paths);
             transaction.destinations.truncate(destinations);
             transaction.shares.truncate(shares);
