@@ -92,12 +92,6 @@ MUTATIONS = [
         "250 though the flush failed",
     ),
     (
-        "src/delivery.rs",
-        "            group.append(&mut maildir.moved);\n",
-        "",
-        "what was moved while a flush of the directory failed is not refused",
-    ),
-    (
         "src/server.rs",
         "            self.runnable.append(&mut self.stalled);\n        }\n    }",
         "        }\n    }",
