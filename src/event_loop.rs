@@ -284,10 +284,10 @@ impl EventLoop {
                             warn!("no room for a newcomer: {error}; those who are here go on");
                         }
                         self.accept_from = Some(now.instant + ACCEPT_PAUSE);
+                        self.spare = None;
+                        let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
                         for _ in 0..8 * TURN_ACCEPTS_MAX {
-                            self.spare = None;
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
-                            let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
                             let _ = rustix::net::send(&socket, reply.as_bytes(), SendFlags::NOSIGNAL);
                         }
                         self.spare = rustix::io::dup(&self.stops).ok();
