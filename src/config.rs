@@ -59,6 +59,8 @@ pub struct Config {
     pub subaddress_delimiter: Option<char>,
     pub allow_from: Vec<IpNet>,
     pub sync: SyncMode,
+    /// Octets of the journal, if there is one: its file is as large from the beginning.
+    pub journal_octets: u64,
     /// Whether files have mode 0640 and directories 2750, else 0600 and 0700. The process's umask takes from that.
     pub group_readable: bool,
     pub keep: Keep,
@@ -90,7 +92,8 @@ impl Default for Config {
             recipients: None,
             subaddress_delimiter: Some('+'),
             allow_from: Vec::new(),
-            sync: SyncMode::Always,
+            sync: SyncMode::Journal,
+            journal_octets: 16 << 20,
             group_readable: false,
             keep: Keep::default(),
             min_free: MinFree::Usual,

@@ -55,17 +55,21 @@ impl<T: Read + Write> Connection<T> {
         }
     }
 
-    /// Has what waits of the message written to its file. The message's key in the store, which it gets with that.
-    pub(crate) fn write<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) -> usize {
-        let delivery = *self.delivery.get_or_insert_with(|| {
+    /// The key in the store of the message that is coming in, which it gets now if it has none.
+    pub(crate) fn begin<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) -> usize {
+        *self.delivery.get_or_insert_with(|| {
             let transaction = self.session.transaction();
             let id = transaction.map(|transaction| transaction.id).unwrap_or_default();
             let destinations = transaction.into_iter().flat_map(Transaction::destinations);
             store.begin(id, key, destinations, self.session.lmtp, now)
-        });
+        })
+    }
+
+    /// Has what waits of the message written to its file.
+    pub(crate) fn write<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) {
+        let delivery = self.begin(store, key, now);
         store.append(delivery, &self.content, now);
         self.content.clear();
-        delivery
     }
 
     /// Drops what there is of a message that is coming in.

@@ -10,6 +10,7 @@ use slab::Slab;
 
 use crate::config::Config;
 use crate::fs::{Disk, FileSystem, Flush, Ticket};
+use crate::journal::{self, Journal, Record};
 use crate::maildir::{Directories, Health, MAIN_KEY, Maildirs, Name, PROOF, PathError};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Outcome;
@@ -28,8 +29,9 @@ const ATTEMPTS_MAX: u32 = 16;
 pub const MAIN: &str = "";
 /// Copies that an emptied list may have room for and still be kept.
 const COPIES_KEPT_MAX: usize = 8;
-/// The owner of a file that only shows that the disk works.
-const PROBE: usize = usize::MAX;
+/// The owner of a file that only shows that the disk works, and of messages whose owners know their end.
+pub(crate) const PROBE: usize = usize::MAX;
+pub(crate) const ANSWERED: usize = usize::MAX - 1;
 
 /// Tickets: the copy's number above the message's key, or with this bit the directory's number above the Maildir's key.
 const DIRECTORY_TICKET: Ticket = 1 << 63;
@@ -71,8 +73,8 @@ enum Place {
 }
 
 /// A message in one of its mailboxes.
-struct Copy<F: FileSystem> {
-    maildir: usize,
+pub(crate) struct Copy<F: FileSystem> {
+    pub(crate) maildir: usize,
     place: Place,
     /// How many names were taken before this one was free.
     attempt: u32,
@@ -80,18 +82,21 @@ struct Copy<F: FileSystem> {
     file: Option<F::File>,
     /// Which copy has the file.
     body: usize,
-    failure: Option<Reply>,
+    pub(crate) failure: Option<Reply>,
 }
 
 /// One message on its way.
-struct Delivery<F: FileSystem> {
-    id: MessageId,
+pub(crate) struct Delivery<F: FileSystem> {
+    pub(crate) id: MessageId,
     /// Who is told of the end, by the server's own key.
-    owner: usize,
+    pub(crate) owner: usize,
     /// Whether each copy succeeds or fails by itself, as in LMTP; else all do or none.
     apart: bool,
     size: u64,
-    copies: Vec<Copy<F>>,
+    pub(crate) copies: Vec<Copy<F>>,
+    /// Where the journal has it, and what its copies' destinations are where it is delivered from there.
+    pub(crate) record: Option<Record>,
+    pub(crate) destinations: Vec<String>,
     /// Ends that it waits for: flushes of its files, then those of its Maildirs.
     waiting: usize,
 }
@@ -158,8 +163,15 @@ impl<F: FileSystem> Delivery<F> {
         }
     }
 
+    /// Removes what another try left of it in `tmp/`.
+    pub(crate) fn remove_leftovers(&self, maildirs: &mut Maildirs<F>) {
+        for copy in &self.copies {
+            maildirs.unlink(copy.maildir, true, self.name(0, Place::Tmp, &maildirs.host));
+        }
+    }
+
     /// Notes an error that hit some copies: refuses them, or all where they belong together, and removes their names.
-    fn fail(
+    pub(crate) fn fail(
         &mut self, doing: &str, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now,
     ) {
         let Some(first) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
@@ -184,15 +196,16 @@ impl<F: FileSystem> Delivery<F> {
 pub struct Store<F: FileSystem> {
     pub(crate) maildirs: Maildirs<F>,
     pub(crate) sweeper: Sweeper<F>,
-    deliveries: Slab<Delivery<F>>,
+    pub(crate) journal: Journal<F>,
+    pub(crate) deliveries: Slab<Delivery<F>>,
     /// Written, in order, waiting for a place among the flushes.
-    written: Vec<usize>,
+    pub(crate) written: Vec<usize>,
     outcomes: Vec<(usize, Outcome)>,
     /// Emptied lists, kept for their memory.
     spare: Vec<Vec<Copy<F>>>,
-    flushes: usize,
+    pub(crate) flushes: usize,
     /// Open files of messages.
-    files: usize,
+    pub(crate) files: usize,
     /// How many descriptors may be used before sessions wait.
     pub files_max: usize,
 }
@@ -200,9 +213,11 @@ pub struct Store<F: FileSystem> {
 impl<F: FileSystem> Store<F> {
     /// Opens the main Maildir and the directory of mailboxes; what is missing is made. `random` tells our files.
     pub fn open(fs: F, config: &Config, random: u64) -> Result<Self, PathError> {
-        let (maildirs, sweeper) = (Maildirs::open(fs, config, random)?, Sweeper::new(config.keep));
+        let (mut maildirs, sweeper) = (Maildirs::open(fs, config, random)?, Sweeper::new(config.keep));
+        let journal = Journal::open(&mut maildirs.fs, config)?;
         let (deliveries, written, outcomes, spare) = Default::default();
-        Ok(Self { maildirs, sweeper, deliveries, written, outcomes, spare, flushes: 0, files: 0, files_max: FILES_MAX })
+        let (flushes, files, files_max) = (0, 0, FILES_MAX);
+        Ok(Self { maildirs, sweeper, journal, deliveries, written, outcomes, spare, flushes, files, files_max })
     }
 
     /// Whether new messages are to wait until others are stored.
@@ -235,7 +250,8 @@ impl<F: FileSystem> Store<F> {
             let maildir = opened.unwrap_or(usize::MAX);
             copies.push(Copy { maildir, place: Place::Nowhere, attempt: 0, file: None, body: index, failure });
         }
-        self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, waiting: 0 })
+        let (record, destinations) = (None, Vec::new());
+        self.deliveries.insert(Delivery { id, owner, apart, size: 0, copies, record, destinations, waiting: 0 })
     }
 
     /// Writes octets of a message that is still coming. An error is kept for [`finish`](Self::finish).
@@ -261,11 +277,12 @@ impl<F: FileSystem> Store<F> {
 
     /// Takes the rest of a message. What became of it is among the outcomes of a later [`advance`](Self::advance).
     pub fn finish(&mut self, key: usize, content: &[u8], now: Now) {
+        let is_whole = self.deliveries.get(key).is_some_and(|delivery| delivery.size == 0);
         self.append(key, content, now);
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
         if delivery.failure().is_some() || delivery.copies.is_empty() {
             self.end(key);
-        } else {
+        } else if !(is_whole && self.journals(key, content, now)) {
             self.written.push(key);
         }
     }
@@ -279,14 +296,22 @@ impl<F: FileSystem> Store<F> {
 
     /// Removes what nobody was told of, as the process is about to end.
     pub fn abort(&mut self) {
-        for (_, delivery) in std::mem::take(&mut self.deliveries) {
+        for (_, mut delivery) in std::mem::take(&mut self.deliveries) {
+            // What is in the journal comes back at the next start, unless it is there.
+            let published = |copy: &&mut Copy<F>| delivery.owner == ANSWERED && copy.place == Place::New;
+            delivery.copies.iter_mut().filter(published).for_each(|copy| copy.place = Place::Nowhere);
             self.forget(delivery);
         }
     }
 
-    /// Whether messages are between their first octet and their outcome.
+    /// Whether no message is between its first octet and its place in `new/`.
     pub fn is_idle(&self) -> bool {
-        self.deliveries.is_empty()
+        self.deliveries.is_empty() && self.journal.is_idle()
+    }
+
+    /// When there is something to do without an event.
+    pub(crate) fn next(&self) -> Instant {
+        self.journal.next().into_iter().fold(self.sweeper.next(), Instant::min)
     }
 
     /// Moves every message as far as it can go now. With `flushes_ended` the file system is asked which flushes ended.
@@ -296,12 +321,13 @@ impl<F: FileSystem> Store<F> {
                 while let Some((ticket, result)) = self.maildirs.fs.ended_flush() {
                     let (key, number) = (ticket as u32 as usize, (ticket >> NUMBER_SHIFT) as usize);
                     match ticket & DIRECTORY_TICKET {
+                        _ if ticket == journal::TICKET => self.journal_flushed(result, now),
                         0 => self.file_flushed(key, number, result, now),
                         _ => self.directory_flushed(key, result, now),
                     }
                 }
             }
-            let begun = self.begin_directory_flushes() | self.begin_file_flushes();
+            let begun = self.advance_journal(now) | self.begin_directory_flushes() | self.begin_file_flushes();
             flushes_ended = begun && self.maildirs.fs.submit();
             if !flushes_ended {
                 return;
@@ -320,7 +346,12 @@ impl<F: FileSystem> Store<F> {
             self.begin_probe(now);
         }
         self.maildirs.check(now);
-        if self.maildirs.health == Health::Ready { Ok(self.maildirs.room) } else { Err(Reply::STORAGE_FAILED) }
+        match self.maildirs.health {
+            // Those who know that their mail is safe come first.
+            Health::Ready if self.journal.is_stuck() => Ok(0),
+            Health::Ready => Ok(self.maildirs.room),
+            _ => Err(Reply::STORAGE_FAILED),
+        }
     }
 
     /// Removes leftovers, and mail that is more than is to be kept: a bounded number of names at a time.
@@ -446,13 +477,16 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// Tells the owner of a message what became of it.
-    fn end(&mut self, key: usize) {
+    /// Lets go of a message that is safe or failed, and tells its owner unless that knows.
+    pub(crate) fn end(&mut self, key: usize) {
+        let owner = self.deliveries.get(key).map_or(ANSWERED, |delivery| delivery.owner);
+        if ![PROBE, ANSWERED].contains(&owner) {
+            self.tell(key);
+        }
         let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
-        let failure = delivery.failure();
-        if delivery.owner == PROBE {
+        if owner == PROBE {
             let path = self.maildirs.open[MAIN_KEY].path.display();
-            if failure.is_none() && self.maildirs.health == Health::Probing {
+            if delivery.failure().is_none() && self.maildirs.health == Health::Probing {
                 info!("{path}: works again; taking mail");
                 (self.maildirs.health, self.maildirs.checked) = (Health::Ready, None);
             } else {
@@ -462,17 +496,32 @@ impl<F: FileSystem> Store<F> {
             }
             return self.forget(delivery);
         }
-        self.outcomes.push((delivery.owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
-        for (index, copy) in delivery.copies.iter_mut().enumerate().filter(|_| failure.is_none()) {
-            copy.place = Place::Nowhere;
-            if let Some(reply) = copy.failure {
-                // Told before, as the last is taken first.
-                self.outcomes.push((delivery.owner, Outcome::Missing(index, reply)));
-            } else if let Some(maildir) = self.maildirs.open.get(copy.maildir) {
-                self.sweeper.note(&maildir.destination);
+        let mut missing = Vec::new();
+        for (index, copy) in delivery.copies.iter_mut().enumerate() {
+            let destination = self.maildirs.open.get(copy.maildir).map(|maildir| &maildir.destination);
+            if copy.failure.is_some() {
+                missing.extend(delivery.destinations.get(index).or(destination).cloned());
+            } else if copy.place == Place::New {
+                copy.place = Place::Nowhere;
+                destination.into_iter().for_each(|destination| self.sweeper.note(destination));
             }
         }
+        if owner == ANSWERED {
+            self.published(delivery.id, delivery.record, missing);
+        }
         self.forget(delivery);
+    }
+
+    /// Tells the owner what became of a message; what it is told is settled.
+    pub(crate) fn tell(&mut self, key: usize) {
+        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        let failure = delivery.failure();
+        self.outcomes.push((delivery.owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
+        for (index, copy) in delivery.copies.iter_mut().enumerate().filter(|_| failure.is_none()) {
+            // Told before, as the last is taken first.
+            self.outcomes.extend(copy.failure.take().map(|reply| (delivery.owner, Outcome::Missing(index, reply))));
+        }
+        (delivery.owner, delivery.apart) = (ANSWERED, true);
     }
 
     /// Lets go of a message, with the names that it still has.

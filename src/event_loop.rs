@@ -150,6 +150,7 @@ impl EventLoop {
         disk.group_readable = config.group_readable;
         let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
         let writable = enter_sandbox(&config, &recipients)?;
+        store.recover(Now::read()).map_err(|(path, error)| io::Error::other(format!("{}: {error}", path.display())))?;
         store.prove().map_err(|error| unusable(&config.maildir, error))?;
         store.files_max = files_max;
         let poll = Poll::new()?;
@@ -225,6 +226,7 @@ impl EventLoop {
                     warn!("stopping with {} connections in a message", self.server.connections());
                 }
                 self.server.abort();
+                self.server.store.close();
                 return Ok(());
             }
         }

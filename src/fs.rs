@@ -3,7 +3,7 @@
 use crate::sys::Aio;
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::path::Arg;
 use std::collections::VecDeque;
@@ -11,6 +11,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -62,8 +63,8 @@ pub trait FileSystem {
     fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()>;
     /// Begins a flush, or queues it until [`submit`](Self::submit). It stays open until the end is reported.
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket);
-    /// Flushes the names in a directory and waits for it: for the start, when nobody else waits.
-    fn flush_directory(&mut self, directory: &Self::Directory) -> io::Result<()>;
+    /// Flushes and waits for it: for the start, when nobody else waits.
+    fn flush(&mut self, what: Flush<'_, Self>) -> io::Result<()>;
     /// Hands queued flushes to the kernel. Whether some have ended already: nothing else will tell of those.
     fn submit(&mut self) -> bool;
     /// The next flush that ended; asked until there is none, after an event and after [`submit`](Self::submit).
@@ -80,11 +81,22 @@ pub trait FileSystem {
     fn next_name(&mut self, listing: &mut Self::Listing) -> io::Result<Option<CString>>;
     /// When the file `name` was last written to; a name of something else is `InvalidInput`.
     fn modified(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<SystemTime>;
+    /// Whether a file in `directory` that is overwritten and flushed is safe, and so cheaper than files that are made.
+    fn suits_journal(&mut self, directory: &Self::Directory) -> bool;
+    /// Opens the file `name`, for reading, too, and locks it, which another process may have done: `None`. With `make` it
+    /// is made as by [`create`](Self::create). How many octets it has.
+    fn open_journal(&mut self, at: &Self::Directory, name: &CStr, make: bool) -> io::Result<Option<(Self::File, u64)>>;
+    /// Reads octets from `offset` on, until `octets` is full; where the file ends before that is `UnexpectedEof`.
+    fn read_at(&mut self, file: &Self::File, octets: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Overwrites octets from `offset` on; of what fails some may be written.
+    fn write_at(&mut self, file: &Self::File, octets: &[u8], offset: u64) -> io::Result<()>;
 }
 
 /// Whether flushes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
+    /// As `Always`, with a journal for messages that come in bursts, where the file system suits it.
+    Journal,
     /// Every flush is done, and its end reported when the disk has the octets.
     Always,
     /// Flushes end at once and do nothing: what was written lately is lost when the machine stops.
@@ -96,6 +108,10 @@ const IN_FLIGHT_MAX: usize = 256;
 /// How long the disk may take to tell of an end while flushes prove that they work asynchronously.
 const PROOF_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const JOURNAL: OFlags = OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// ext4, XFS, Btrfs and F2FS. UBIFS writes whatever is overwritten a second time, NFS locks at its server's pleasure, and
+/// what is kept in memory needs none.
+const JOURNALED: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
 
 /// The real disk.
 pub struct Disk {
@@ -178,15 +194,6 @@ impl Disk {
         }
         Ok(directory)
     }
-
-    /// Flushes and waits. A failure is final, even `EINTR`: who knows what was dropped.
-    fn flush(&self, what: Flush<'_, Self>) -> io::Result<()> {
-        match what {
-            _ if self.sync == SyncMode::Never => Ok(()),
-            Flush::File(file) => Ok(rustix::fs::fdatasync(file)?),
-            Flush::Directory(directory) => Ok(rustix::fs::fsync(directory)?),
-        }
-    }
 }
 
 /// What tells a file or directory from all others.
@@ -248,12 +255,20 @@ impl FileSystem for Disk {
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {
         match &mut self.aio {
             Some(aio) => aio.queue(what, ticket),
-            None => self.ended.push_back((ticket, self.flush(what))),
+            None => {
+                let flushed = self.flush(what);
+                self.ended.push_back((ticket, flushed));
+            }
         }
     }
 
-    fn flush_directory(&mut self, directory: &OwnedFd) -> io::Result<()> {
-        self.flush(Flush::Directory(directory))
+    /// A failure is final, even `EINTR`: who knows what was dropped.
+    fn flush(&mut self, what: Flush<'_, Self>) -> io::Result<()> {
+        match what {
+            _ if self.sync == SyncMode::Never => Ok(()),
+            Flush::File(file) => Ok(rustix::fs::fdatasync(file)?),
+            Flush::Directory(directory) => Ok(rustix::fs::fsync(directory)?),
+        }
     }
 
     fn submit(&mut self) -> bool {
@@ -306,6 +321,31 @@ impl FileSystem for Disk {
         }
         let since = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
         Ok(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH))
+    }
+
+    fn suits_journal(&mut self, directory: &OwnedFd) -> bool {
+        rustix::fs::fstatfs(directory).is_ok_and(|found| JOURNALED.contains(&(found.f_type as u32)))
+    }
+
+    fn open_journal(&mut self, at: &OwnedFd, name: &CStr, make: bool) -> io::Result<Option<(File, u64)>> {
+        let made = if make { OFlags::CREATE.union(OFlags::EXCL) } else { OFlags::empty() };
+        let file: File = rustix::fs::openat(at, name, JOURNAL | made, Mode::from_raw_mode(0o600))?.into();
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            locked => {
+                let (stat, ()) = (rustix::fs::fstat(&file)?, locked?);
+                // Another process may have removed it before it let go of it.
+                Ok((stat.st_nlink > 0).then_some((file, stat.st_size as u64)))
+            }
+        }
+    }
+
+    fn read_at(&mut self, file: &File, octets: &mut [u8], offset: u64) -> io::Result<()> {
+        file.read_exact_at(octets, offset)
+    }
+
+    fn write_at(&mut self, file: &File, octets: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(octets, offset)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod connection;
 pub mod delivery;
 pub mod event_loop;
 pub mod fs;
+pub mod journal;
 pub mod maildir;
 pub mod privileges;
 pub mod recipients;

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use crate::config::Config;
 use crate::delivery::{MAIN, MinFree, Now};
-use crate::fs::FileSystem;
+use crate::fs::{FileSystem, Flush};
 use crate::smtp::reply::Reply;
 
 /// Octets of our host's name in a file name, `/` and `:` encoded.
@@ -116,7 +116,7 @@ pub(crate) struct Maildirs<F: FileSystem> {
     device: Option<u64>,
     /// Where mailboxes are, on which file system, and whether they are made.
     mailboxes: Option<(PathBuf, u64)>,
-    create: bool,
+    pub(crate) create: bool,
     /// There is no other Maildir than the main one, without which no mail is taken then.
     pub(crate) alone: bool,
     /// Destinations that failed while others of the same message did not, and until when they take nothing.
@@ -166,7 +166,7 @@ impl<F: FileSystem> Maildirs<F> {
             maildirs.flush_name(root);
         }
         for directory in &main.above {
-            maildirs.fs.flush_directory(directory).map_err(|error| (main.path.clone(), error))?;
+            maildirs.fs.flush(Flush::Directory(directory)).map_err(|error| (main.path.clone(), error))?;
         }
         maildirs.open.insert(Maildir { above: Vec::new(), ..main });
         Ok(maildirs)
@@ -175,7 +175,7 @@ impl<F: FileSystem> Maildirs<F> {
     /// Flushes the name of a directory that may have been made a moment ago. We may not even read what is above it.
     fn flush_name(&mut self, directory: &F::Directory) {
         let above = self.fs.open_directory_in(directory, c"..", false);
-        let _ = above.and_then(|above| self.fs.flush_directory(&above));
+        let _ = above.and_then(|above| self.fs.flush(Flush::Directory(&above)));
     }
 
     /// Opens the main Maildir again.

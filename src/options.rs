@@ -86,7 +86,11 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         }
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
-        "sync" => config.sync = choice(text, &[("always", SyncMode::Always), ("never", SyncMode::Never)])?,
+        "sync" => {
+            let modes = [("journal", SyncMode::Journal), ("always", SyncMode::Always), ("never", SyncMode::Never)];
+            config.sync = choice(text, &modes)?;
+        }
+        "journal-size" => config.journal_octets = octets(text).filter(|octets| (1 << 20..=1 << 30).contains(octets))?,
         "keep-messages" => config.keep.messages = Some(text.parse().ok().filter(|&count| count > 0)?),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,

@@ -39,12 +39,12 @@ pub(crate) fn become_user(user: &str) -> Result<(), String> {
     if back { Err(format!("user {user} would be root, or could be again")) } else { Ok(()) }
 }
 
-/// Has the kernel (Landlock) refuse this thread, and all that it starts, any other use of files than to make, write,
-/// list, move and remove some below `written`, to read some below `read`, and to remove some below `emptied`; programs;
+/// Has the kernel (Landlock) refuse this thread, and all that it starts, any other use of files than to make, read,
+/// write, list, move and remove some below `written`, to read some below `read`, and to remove some below `emptied`; programs;
 /// connections; signals to others. The error says what it lacks: before Linux 5.19, moves to another directory.
 pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf]) -> Result<(), RulesetError> {
     let write = AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir;
-    let write = write | AccessFs::RemoveFile | AccessFs::Refer;
+    let write = write | AccessFs::ReadFile | AccessFs::RemoveFile | AccessFs::Refer;
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::Refer)?

@@ -187,7 +187,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 
     /// How long until there is something to do without an event: deadlines to be looked at, or Maildirs.
     pub fn next_deadline(&self, now: Instant) -> Duration {
-        self.look.min(self.store.sweeper.next()).saturating_duration_since(now)
+        self.look.min(self.store.next()).saturating_duration_since(now)
     }
 
     /// Begins the end: sessions without a message are told 421, the others when theirs is done.
@@ -322,9 +322,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         }
         match action {
             Action::Deliver => {
-                let delivery = connection.write(&mut self.store, key, now);
+                let delivery = connection.begin(&mut self.store, key, now);
                 connection.delivery = None;
-                self.store.finish(delivery, &[], now);
+                self.store.finish(delivery, &connection.content, now);
+                connection.content.clear();
             }
             Action::Discard | Action::Close => connection.discard(&mut self.store),
             Action::Read | Action::Flush => {}

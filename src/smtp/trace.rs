@@ -71,6 +71,13 @@ pub struct MessageId {
 }
 
 impl MessageId {
+    /// The id that a unique name has, as far as the host's name.
+    pub(crate) fn from_unique_name(name: &str) -> Option<Self> {
+        let (seconds, _) = name.split_once('.')?;
+        let unique_name = ArrayString::from(name).ok()?;
+        Some(Self { seconds: seconds.parse().ok()?, before: seconds.len() + 1, unique_name })
+    }
+
     /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
     pub fn unique_name(&self) -> &str {
         &self.unique_name

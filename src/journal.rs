@@ -1,0 +1,698 @@
+//! The journal: a file in front of the Maildirs that is only overwritten, so that one flush makes a group of messages safe.
+//!
+//! `.mailchute-journal.N` has two halves: one is filled while what the other holds is published. All numbers have 64 bits
+//! unless said, the lowest octet first; checksums are XXH64, blocks have 4,096 octets.
+//!
+//! * A half's first two blocks bear its state, written in turn: 16 octets `mailchute 00001\n` with the version, the
+//!   generation, the number below which all records are published (all ones: no record is left), a random seed, and the
+//!   checksum (with seed 0) of that. The valid one with the higher generation counts, then the one with the higher number.
+//! * Then groups of records, each from a new block on. A record: the checksum, with the half's seed, of all behind it; the
+//!   generation; its number, one more than that of the one before; its length and that of its names (32 bits each);
+//!   a unique name as far as the host's, and the destinations, a zero behind each; the message.
+//!
+//! A block with an answered record is not written again before all of its half are in their Maildirs, on the disk: then the half
+//! has a new generation, whose state is flushed before its first record.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use log::{error, info, warn};
+use xxhash_rust::xxh64::xxh64;
+
+use crate::config::{BLOCK_OCTETS, Config};
+use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, PROBE, Store};
+use crate::fs::{Disk, FileSystem, Flush, SyncMode, Ticket};
+use crate::maildir::{Directories, Name, PathError};
+use crate::smtp::trace::MessageId;
+
+/// The ticket of its flushes, which no message has.
+pub(crate) const TICKET: Ticket = Ticket::MAX;
+/// What ends each name in a record.
+const SEPARATOR: char = '\0';
+const PREFIX: &str = ".mailchute-journal.";
+/// The first octets of a state; what all versions have ends at the blank.
+const MAGIC: &[u8; 16] = b"mailchute 00001\n";
+const BLOCK: u64 = 4096;
+const STATE_OCTETS: usize = 48;
+/// Octets of a record before its names.
+const HEAD_OCTETS: usize = 32;
+/// The longest record: all destinations that a message may have, and a block.
+const RECORD_MAX: usize = 8 * BLOCK_OCTETS;
+/// Octets of a group; a message that does not fit goes the plain way.
+const GROUP_MAX: usize = RECORD_MAX;
+/// A message after so long a silence goes the plain way: an alert that comes alone is written once.
+const QUIET: Duration = Duration::from_secs(1);
+/// How long no message has finished, or how long one has waited, before what is answered is published.
+const PAUSE: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Messages that are published without waiting for that.
+const PUBLISHED_AT_ONCE: usize = 256;
+/// Flushes of files under way up to which more of these are begun: others do not wait behind all.
+const PUBLISHED_TOGETHER: usize = 64;
+/// Octets of zeros that a turn writes into a new one.
+const FILLED_AT_ONCE: usize = 128 * 1024;
+/// How long after an error it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The state of a half.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct State {
+    generation: u64,
+    /// All records with a lower number are published.
+    published: u64,
+    seed: u64,
+}
+
+impl State {
+    fn encode(self) -> [u8; STATE_OCTETS] {
+        let mut octets = [0; STATE_OCTETS];
+        octets[..16].copy_from_slice(MAGIC);
+        for (place, number) in octets[16..].chunks_exact_mut(8).zip([self.generation, self.published, self.seed]) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        let checksum = xxh64(&octets[..40], 0);
+        octets[40..].copy_from_slice(&checksum.to_le_bytes());
+        octets
+    }
+
+    fn decode(octets: &[u8; STATE_OCTETS]) -> Option<Self> {
+        let valid = octets.starts_with(MAGIC) && xxh64(&octets[..40], 0) == number(octets, 40);
+        valid.then(|| Self { generation: number(octets, 16), published: number(octets, 24), seed: number(octets, 32) })
+    }
+}
+
+fn number(octets: &[u8], at: usize) -> u64 {
+    octets.get(at..at + 8).and_then(|octets| octets.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Where a record is, and in which half.
+#[derive(Clone, Copy)]
+pub(crate) struct Record {
+    offset: u64,
+    octets: usize,
+    half: usize,
+}
+
+#[derive(Default)]
+struct Half {
+    state: State,
+    states_written: u64,
+    /// The flush that makes its first state durable.
+    durable_with: u64,
+    /// Where its records begin and end at most, and where the next group goes.
+    start: u64,
+    end: u64,
+    free: u64,
+    /// Records that are not published.
+    live: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    /// There is none; from then on it may be made.
+    Absent(Option<Instant>),
+    /// So many octets of it are there, all zeros.
+    Filling(u64),
+    Ready,
+    /// It takes nothing more, and goes when all is published that it has answered.
+    Failed,
+}
+
+/// A message whose publication failed: from its record it goes to these destinations again.
+type Unpublished = (MessageId, Option<Record>, Vec<String>);
+
+/// The journal of this process, and the messages that are in it.
+pub(crate) struct Journal<F: FileSystem> {
+    /// Where it lies: in the main Maildir, or in the directory of mailboxes.
+    root: F::Directory,
+    path: PathBuf,
+    name: Name,
+    file: Option<F::File>,
+    /// How long it is to be; 0 for none.
+    octets: u64,
+    stage: Stage,
+    halves: [Half; 2],
+    filling: usize,
+    /// That of the next record.
+    number: u64,
+    /// What is written next, the messages in it, and those of the flush under way.
+    group: Vec<u8>,
+    staged: Vec<usize>,
+    flushing: Vec<usize>,
+    /// Flushes of the file that were begun, and those under way.
+    flushes: u64,
+    in_flight: usize,
+    failure: Option<io::Error>,
+    /// A state was written and not flushed.
+    dirty: bool,
+    /// Messages that are answered, and since when there are; the records of all have lower numbers.
+    answered: Vec<usize>,
+    since: Option<Instant>,
+    answered_below: u64,
+    /// Those that are being published, how many are not yet, and the number for the state when all are.
+    publishing: Vec<usize>,
+    unpublished: usize,
+    published_below: u64,
+    failed: Vec<Unpublished>,
+    retry: Option<Instant>,
+    /// How it went to note that in the states.
+    settled: io::Result<()>,
+    /// When the last message finished.
+    finished: Option<Instant>,
+}
+
+impl<F: FileSystem> Journal<F> {
+    /// Finds out whether there is to be one. It is made when messages come in a burst for the first time.
+    pub(crate) fn open(fs: &mut F, config: &Config) -> Result<Self, PathError> {
+        let path = config.mailboxes.as_ref().unwrap_or(&config.maildir).clone();
+        let root = fs.open_directory(&path, false).map_err(|error| (path.clone(), error))?;
+        let wanted = config.sync == SyncMode::Journal;
+        let octets = if wanted && fs.suits_journal(&root) { config.journal_octets / 2 / BLOCK * 2 * BLOCK } else { 0 };
+        if wanted && octets == 0 {
+            info!("no journal: the file system of {} does not suit one; --sync always", path.display());
+        }
+        let (name, halves, settled) = (Name::default(), Default::default(), Ok(()));
+        let (group, staged, flushing, answered, publishing, failed) = Default::default();
+        let (file, failure, since, finished, retry, stage) = (None, None, None, None, None, Stage::Absent(None));
+        let (filling, number, flushes, in_flight, dirty) = (0, 0, 0, 0, false);
+        let (answered_below, unpublished, published_below) = (0, 0, 0);
+        Ok(Self {
+            root,
+            path,
+            name,
+            file,
+            octets,
+            stage,
+            halves,
+            filling,
+            number,
+            group,
+            staged,
+            flushing,
+            flushes,
+            in_flight,
+            failure,
+            dirty,
+            answered,
+            since,
+            answered_below,
+            publishing,
+            unpublished,
+            published_below,
+            failed,
+            retry,
+            settled,
+            finished,
+        })
+    }
+
+    /// Whether it holds nothing that is to go anywhere, and has said so durably.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight == 0 && !self.dirty && self.failed.is_empty()
+    }
+
+    /// Whether what was answered can't be published.
+    pub(crate) fn is_stuck(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    /// When there is something to do without an event.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let paused = self.finished.map(|finished| finished + PAUSE);
+        let due = self.since.map(|since| paused.map_or(since, |paused| paused.min(since + PATIENCE)));
+        due.filter(|_| self.unpublished == 0).into_iter().chain(self.retry).min()
+    }
+
+    /// Takes a message into the next group, where there is room.
+    fn stage<'a>(
+        &mut self, id: &'a MessageId, destinations: impl Iterator<Item = &'a str> + Clone, content: &[u8],
+    ) -> Option<Record> {
+        let names = || std::iter::once(id.unique_name()).chain(destinations.clone());
+        let names_octets: usize = names().map(|name| name.len() + 1).sum();
+        let (before, octets) = (self.group.len(), HEAD_OCTETS + names_octets + content.len());
+        let fits = |half: &Half| half.free + (before + octets) as u64 <= half.end && before + octets <= GROUP_MAX;
+        let other = &self.halves[1 - self.filling];
+        let is_durable = other.durable_with + u64::from(self.in_flight > 0) <= self.flushes;
+        if before == 0 && !fits(&self.halves[self.filling]) && other.free == other.start && is_durable {
+            self.filling = 1 - self.filling;
+        }
+        let half = &self.halves[self.filling];
+        if !fits(half) {
+            return None;
+        }
+        self.group.extend_from_slice(&[0; 8]);
+        self.group.extend_from_slice(&half.state.generation.to_le_bytes());
+        self.group.extend_from_slice(&self.number.to_le_bytes());
+        self.group.extend_from_slice(&(octets as u32).to_le_bytes());
+        self.group.extend_from_slice(&(names_octets as u32).to_le_bytes());
+        for name in names() {
+            self.group.extend_from_slice(name.as_bytes());
+            self.group.push(0);
+        }
+        self.group.extend_from_slice(content);
+        let checksum = xxh64(&self.group[before + 8..], half.state.seed);
+        self.group[before..before + 8].copy_from_slice(&checksum.to_le_bytes());
+        self.number += 1;
+        Some(Record { offset: half.free + before as u64, octets, half: self.filling })
+    }
+
+    /// Writes the next group and begins the flush that makes it safe, or when idle that of a state.
+    fn begin_flush(&mut self, fs: &mut F) -> io::Result<bool> {
+        let Some(file) = self.file.as_ref().filter(|_| self.stage == Stage::Ready && self.in_flight == 0) else {
+            return Ok(false);
+        };
+        let is_quiet = self.answered.is_empty() && self.unpublished == 0;
+        if self.staged.is_empty() && !(self.dirty && is_quiet) {
+            return Ok(false);
+        }
+        if !self.staged.is_empty() {
+            std::mem::swap(&mut self.staged, &mut self.flushing);
+            let half = &mut self.halves[self.filling];
+            half.live += self.flushing.len();
+            self.group.resize(self.group.len().next_multiple_of(BLOCK as usize), 0);
+            fs.write_at(file, &self.group, half.free)?;
+            half.free += self.group.len() as u64;
+            self.group.clear();
+        }
+        fs.begin_flush(Flush::File(file), TICKET);
+        (self.flushes, self.in_flight, self.dirty) = (self.flushes + 1, 1, false);
+        Ok(true)
+    }
+
+    /// Makes the file, under the first number that is free.
+    fn make(&mut self, fs: &mut F) -> io::Result<()> {
+        for number in 0..u16::MAX {
+            self.name = Name::new(&[PREFIX, itoa::Buffer::new().format(number)]);
+            match fs.open_journal(&self.root, self.name.as_c_str(), true) {
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => {
+                    (self.file, self.stage) = (made?.map(|(file, _)| file), Stage::Filling(0));
+                    return Ok(());
+                }
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Writes some of the zeros of a new file, which are flushed when all are there. Whether flushes were begun.
+    fn fill(&mut self, fs: &mut F) -> io::Result<bool> {
+        let (Stage::Filling(filled), Some(file)) = (self.stage, &mut self.file) else { return Ok(false) };
+        if filled < self.octets {
+            self.group.resize(FILLED_AT_ONCE.min((self.octets - filled) as usize), 0);
+            fs.write(file, &self.group)?;
+            self.stage = Stage::Filling(filled + self.group.len() as u64);
+            self.group.clear();
+        } else if self.in_flight == 0 {
+            self.begin(fs, 0)?;
+            let Some(file) = &self.file else { return Ok(false) };
+            fs.begin_flush(Flush::File(file), TICKET);
+            fs.begin_flush(Flush::Directory(&self.root), TICKET);
+            (self.flushes, self.in_flight) = (self.flushes + 1, 2);
+        }
+        Ok(self.in_flight > 0)
+    }
+
+    /// Has both halves begin anew, with generations above `generation`.
+    fn begin(&mut self, fs: &mut F, generation: u64) -> io::Result<()> {
+        for (half, base) in self.halves.iter_mut().zip([0, self.octets / 2]) {
+            *half = Half { start: base + 2 * BLOCK, end: base + self.octets / 2, ..Half::default() };
+            half.state.generation = generation;
+        }
+        self.renew(fs, 0)?;
+        self.renew(fs, 1)
+    }
+
+    /// Has a half begin anew, in which all is published.
+    fn renew(&mut self, fs: &mut F, index: usize) -> io::Result<()> {
+        let generation = self.halves.iter().map(|half| half.state.generation).max().unwrap_or(0) + 1;
+        let half = &mut self.halves[index];
+        half.state = State { generation, seed: RandomState::new().hash_one(generation), published: 0 };
+        (half.free, half.durable_with) = (half.start, self.flushes + 1);
+        self.write_state(fs, index)?;
+        self.write_state(fs, index)
+    }
+
+    fn write_state(&mut self, fs: &mut F, index: usize) -> io::Result<()> {
+        let half = &mut self.halves[index];
+        half.states_written += 1;
+        let offset = half.start - BLOCK * (1 + half.states_written % 2);
+        self.dirty = true;
+        self.file.as_ref().map_or(Ok(()), |file| fs.write_at(file, &half.state.encode(), offset))
+    }
+
+    /// Notes that all is published that was to be: in the states, and free halves begin anew.
+    fn settle(&mut self, fs: &mut F) -> io::Result<()> {
+        for index in 0..self.halves.len() {
+            let half = &mut self.halves[index];
+            if half.live == 0 && half.free > half.start && index != self.filling {
+                self.renew(fs, index)?;
+            } else if half.free > half.start {
+                half.state.published = self.published_below;
+                self.write_state(fs, index)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: FileSystem> Store<F> {
+    /// Has the journal take a message, all of whose octets are `content`; else it goes the plain way.
+    pub(crate) fn journals(&mut self, key: usize, content: &[u8], now: Now) -> bool {
+        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| ![PROBE, ANSWERED].contains(&it.owner)) else {
+            return false;
+        };
+        let journal = &mut self.journal;
+        let last = journal.finished.replace(now.instant);
+        if last.is_none_or(|last| now.instant >= last + QUIET) {
+            return false;
+        }
+        if journal.stage == Stage::Ready {
+            let open = &self.maildirs.open;
+            let copies = delivery.copies.iter().filter(|copy| copy.failure.is_none());
+            let destinations = copies.filter_map(|copy| Some(open.get(copy.maildir)?.destination.as_str()));
+            delivery.record = journal.stage(&delivery.id, destinations, content);
+            match delivery.record {
+                Some(_) => journal.staged.push(key),
+                // It is full: what is published makes room.
+                None => journal.since = journal.since.and(now.instant.checked_sub(PATIENCE)),
+            }
+            return delivery.record.is_some();
+        }
+        let may_be_made = matches!(journal.stage, Stage::Absent(from) if from.is_none_or(|from| now.instant >= from));
+        if may_be_made && journal.octets > 0 && self.maildirs.room > journal.octets {
+            let made = journal.make(&mut self.maildirs.fs);
+            self.check_journal(made.map(|()| false), now);
+        }
+        false
+    }
+
+    /// Goes on with making the journal, with what is to be published, and with the next group. Whether flushes were begun.
+    pub(crate) fn advance_journal(&mut self, now: Now) -> bool {
+        let is_due = self.journal.next().is_some_and(|due| now.instant >= due);
+        if self.journal.is_stuck() && self.journal.retry.is_none_or(|retry| now.instant >= retry) {
+            let again = self.journal.retry.replace(now.instant + RETRY).is_some();
+            for unpublished in if again { std::mem::take(&mut self.journal.failed) } else { Vec::new() } {
+                self.publish_again(unpublished, now);
+            }
+        }
+        self.journal.retry = self.journal.retry.filter(|_| self.journal.is_stuck());
+        let journal = &mut self.journal;
+        let many = journal.answered.len() >= PUBLISHED_AT_ONCE || self.files * 2 > self.files_max;
+        if journal.unpublished == 0 && (is_due || many || journal.stage == Stage::Failed) {
+            std::mem::swap(&mut journal.answered, &mut journal.publishing);
+            (journal.since, journal.unpublished) = (None, journal.publishing.len());
+            journal.published_below = journal.answered_below;
+        }
+        let room = PUBLISHED_TOGETHER.saturating_sub(self.flushes + self.written.len());
+        self.written.extend(journal.publishing.drain(..room.min(journal.publishing.len())));
+        let fs = &mut self.maildirs.fs;
+        if journal.stage == Stage::Failed && journal.in_flight == 0 && journal.halves.iter().all(|half| half.live == 0)
+        {
+            // What stays behind is recovered at the next start.
+            let _ = fs.remove(&journal.root, journal.name.as_c_str());
+            (journal.file, journal.stage) = (None, Stage::Absent(Some(now.instant + RETRY)));
+        }
+        let settled = std::mem::replace(&mut journal.settled, Ok(()));
+        let filled = settled.and_then(|()| journal.fill(fs));
+        let begun = filled.and_then(|filling| Ok(filling | journal.begin_flush(fs)?));
+        self.check_journal(begun, now)
+    }
+
+    /// A group is safe, or a new journal ready; or neither is.
+    pub(crate) fn journal_flushed(&mut self, result: io::Result<()>, now: Now) {
+        let journal = &mut self.journal;
+        journal.in_flight -= 1;
+        journal.failure = journal.failure.take().or(result.err());
+        if journal.in_flight > 0 {
+            return;
+        }
+        if let Some(error) = journal.failure.take() {
+            self.check_journal(Err(error), now);
+            return;
+        }
+        if matches!(journal.stage, Stage::Filling(_)) {
+            journal.stage = Stage::Ready;
+        }
+        let mut group = std::mem::take(&mut journal.flushing);
+        journal.answered_below += group.len() as u64;
+        for &key in &group {
+            self.tell(key);
+            self.journal.since.get_or_insert(now.instant);
+        }
+        self.journal.answered.append(&mut group);
+        self.journal.flushing = group;
+    }
+
+    /// After an error the journal takes nothing more: what it has not answered is refused, or goes the plain way.
+    fn check_journal(&mut self, done: io::Result<bool>, now: Now) -> bool {
+        let Err(error) = done else { return matches!(done, Ok(true)) };
+        let doing = "the journal; until there is another, each message is flushed by itself";
+        self.maildirs.complain(&self.journal.path, doing, &error, now);
+        let journal = &mut self.journal;
+        (journal.stage, journal.dirty) = (Stage::Failed, false);
+        journal.group.clear();
+        self.written.append(&mut journal.staged);
+        for key in std::mem::take(&mut journal.flushing) {
+            let Some(delivery) = self.deliveries.get_mut(key) else { continue };
+            self.journal.halves[delivery.record.take().map_or(0, |record| record.half)].live -= 1;
+            delivery.fail("flush of the journal", &error, |_| true, &mut self.maildirs, now);
+            self.end(key);
+        }
+        false
+    }
+
+    /// Notes that a message is safe in its Maildirs, but for `missing`, where it is to go again.
+    pub(crate) fn published(&mut self, id: MessageId, record: Option<Record>, missing: Vec<String>) {
+        let journal = &mut self.journal;
+        if !missing.is_empty() {
+            return journal.failed.push((id, record, missing));
+        }
+        let Some(record) = record else { return };
+        journal.halves[record.half].live -= 1;
+        journal.unpublished -= 1;
+        if journal.unpublished == 0 && journal.stage == Stage::Ready {
+            journal.settled = journal.settle(&mut self.maildirs.fs);
+        }
+    }
+
+    /// Has a message go to its destinations from its record.
+    fn publish_again(&mut self, (id, record, destinations): Unpublished, now: Now) {
+        let mut octets = Vec::new();
+        let read = self.journal.file.as_ref().zip(record).map(|(file, record)| {
+            octets.resize(record.octets, 0);
+            self.maildirs.fs.read_at(file, &mut octets, record.offset)
+        });
+        match read {
+            Some(Ok(())) => self.deliver_again((id, record, destinations), parts(&octets).1, now),
+            _ => self.journal.failed.push((id, record, destinations)),
+        }
+    }
+
+    fn deliver_again(&mut self, (id, record, destinations): Unpublished, content: &[u8], now: Now) {
+        // A mailbox that is gone is made again.
+        let create = std::mem::replace(&mut self.maildirs.create, true);
+        let key = self.begin(id, ANSWERED, destinations.iter().map(String::as_str), true, now);
+        self.maildirs.create = create;
+        if let Some(delivery) = self.deliveries.get_mut(key) {
+            (delivery.record, delivery.destinations) = (record, destinations);
+            delivery.remove_leftovers(&mut self.maildirs);
+        }
+        self.finish(key, content, now);
+    }
+
+    /// Delivers what journals hold that no process has locked, and takes one of them over or removes it. `now` must be
+    /// that of the start, before flushes are asynchronous. An error is that of a journal which is not understood, or that can't be read.
+    pub fn recover(&mut self, now: Now) -> Result<(), PathError> {
+        let path = self.journal.path.clone();
+        let names = self.maildirs.fs.list(&self.journal.root).and_then(|mut listing| {
+            let names = std::iter::from_fn(|| self.maildirs.fs.next_name(&mut listing).transpose());
+            names.filter(|name| !matches!(name, Ok(name) if !name.to_bytes().starts_with(PREFIX.as_bytes()))).collect()
+        });
+        let mut names: Vec<CString> = names.map_err(|error| (path.clone(), error))?;
+        names.sort();
+        for name in names {
+            let path = path.join(name.to_string_lossy().as_ref());
+            let opened = self.maildirs.fs.open_journal(&self.journal.root, &name, false);
+            let recovered = opened.and_then(|opened| match opened {
+                Some((file, octets)) => self.recover_from(file, octets, &name, &path, now),
+                None => Ok(info!("{}: another process has it", path.display())),
+            });
+            recovered.map_err(|error| (path, error))?;
+        }
+        Ok(())
+    }
+
+    fn recover_from(&mut self, file: F::File, octets: u64, name: &CStr, path: &Path, now: Now) -> io::Result<()> {
+        let (shown, mut found, mut present) = (path.display(), Vec::new(), HashSet::new());
+        let generation = scan(&mut self.maildirs.fs, &file, octets, &mut |offset, entry| match entry {
+            Some(entry) if entry.is_published => {}
+            Some(entry) => found.push((entry.names.to_owned(), offset, entry.octets)),
+            None => warn!("{shown}: what is at octet {offset} is damaged, or was never answered"),
+        })?;
+        let mut destinations: Vec<&str> = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1)).collect();
+        destinations.sort();
+        destinations.dedup();
+        for destination in destinations {
+            // One that can't be opened fails below, too.
+            let Ok(key) = self.maildirs.open_destination(destination) else { continue };
+            let Directories { new, cur, .. } = &self.maildirs.open[key].directories;
+            for directory in [new, cur] {
+                let mut listing = self.maildirs.fs.list(directory)?;
+                while let Some(name) = self.maildirs.fs.next_name(&mut listing)? {
+                    present.extend(unique(&name).map(|unique| (destination, unique.to_owned())));
+                }
+            }
+            self.maildirs.release(key);
+        }
+        let mut delivered = 0;
+        for (names, offset, octets) in &found {
+            let (unique, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
+            let missing = destinations.split(SEPARATOR).filter(|it| !present.contains(&(*it, unique.to_owned())));
+            let (missing, mut record) = (missing.map(str::to_owned).collect::<Vec<_>>(), vec![0; *octets]);
+            if let Some(id) = MessageId::from_unique_name(unique).filter(|_| !missing.is_empty()) {
+                self.maildirs.fs.read_at(&file, &mut record, *offset)?;
+                self.deliver_again((id, None, missing), parts(&record).1, now);
+                delivered += 1;
+                if delivered % FLUSHES_MAX == 0 {
+                    self.advance(true, now);
+                }
+            }
+        }
+        self.advance(true, now);
+        let failed = std::mem::take(&mut self.journal.failed);
+        for (id, _, destinations) in &failed {
+            error!("{shown}: {} can't be delivered to {destinations:?}; it stays in there", id.as_str());
+        }
+        if delivered > 0 {
+            info!("{shown}: {} messages were left from before, delivered now", delivered - failed.len());
+        }
+        if !failed.is_empty() {
+            return Ok(());
+        }
+        let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
+        if octets == journal.octets && journal.file.is_none() {
+            (journal.file, journal.name, journal.stage) =
+                (Some(file), Name::new(&[&name.to_string_lossy()]), Stage::Ready);
+            journal.begin(fs, generation)?;
+            journal.flushes = 1;
+            return journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)));
+        }
+        fs.remove(&journal.root, name)?;
+        fs.flush(Flush::Directory(&journal.root))
+    }
+
+    /// Marks the journal as empty, as the process is about to end.
+    pub fn close(&mut self) {
+        let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
+        if journal.stage != Stage::Ready || !journal.is_idle() || !self.deliveries.is_empty() {
+            return;
+        }
+        journal.halves.iter_mut().for_each(|half| half.state.published = u64::MAX);
+        let written = journal.write_state(fs, 0).and_then(|()| journal.write_state(fs, 1));
+        let closed = written.and_then(|()| journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file))));
+        if let Err(error) = closed {
+            error!("{}: the journal can't be marked as empty: {error}", journal.path.display());
+        }
+    }
+}
+
+/// What a journal has at some place.
+struct Entry<'a> {
+    number: u64,
+    is_published: bool,
+    octets: usize,
+    names: &'a str,
+    content: &'a [u8],
+}
+
+/// Shows all records of a journal, the older half first, with where they are, and `None` where one is damaged. The highest
+/// generation; an error is that of another version, or none at all.
+fn scan<F: FileSystem>(
+    fs: &mut F, file: &F::File, octets: u64, visit: &mut dyn FnMut(u64, Option<Entry<'_>>),
+) -> io::Result<u64> {
+    let mut halves = Vec::new();
+    for base in [0, octets / 2] {
+        let mut state: Option<State> = None;
+        let (mut is_damaged, mut is_strange) = (false, false);
+        for offset in [base, base + BLOCK] {
+            let mut block = [0; STATE_OCTETS];
+            let read = fs.read_at(file, &mut block, offset).is_ok();
+            let found = State::decode(&block).filter(|_| read);
+            is_damaged |= found.is_none() && block != [0; STATE_OCTETS];
+            is_strange |= block.starts_with(&MAGIC[..10]) && !block.starts_with(MAGIC);
+            state = state.max(found);
+        }
+        match state {
+            Some(state) => halves.push((state, base)),
+            None if is_strange => return Err(io::Error::other("a journal of another version; use that one's program")),
+            None if is_damaged => visit(base, None),
+            None => {}
+        }
+    }
+    halves.sort();
+    let mut record = Vec::new();
+    for (state, base) in halves.iter().filter(|(state, _)| state.published < u64::MAX) {
+        let (mut offset, end) = (base + 2 * BLOCK, base + octets / 2);
+        while offset + BLOCK <= end {
+            let next = (offset / BLOCK + 1) * BLOCK;
+            record.resize(HEAD_OCTETS, 0);
+            let read = fs.read_at(file, &mut record, offset).is_ok();
+            let octets = u32::from_le_bytes([record[24], record[25], record[26], record[27]]) as usize;
+            if read && number(&record, 8) != state.generation {
+                offset = next;
+                continue;
+            }
+            record.resize(octets.clamp(HEAD_OCTETS, RECORD_MAX), 0);
+            let whole =
+                fs.read_at(file, &mut record, offset).is_ok() && xxh64(&record[8..], state.seed) == number(&record, 0);
+            let (names, content) = parts(&record);
+            let is_published = number(&record, 16) < state.published;
+            let entry = Entry { number: number(&record, 16), is_published, octets: record.len(), names, content };
+            visit(offset, whole.then_some(entry));
+            offset = if whole { offset + record.len() as u64 } else { next };
+        }
+    }
+    Ok(halves.iter().map(|(state, _)| state.generation).max().unwrap_or(0))
+}
+
+/// The names of a record, the last without its zero, and the message.
+fn parts(record: &[u8]) -> (&str, &[u8]) {
+    let names = number(record, 24) >> 32;
+    let (names, content) =
+        record.get(HEAD_OCTETS..).and_then(|it| it.split_at_checked(names as usize)).unwrap_or_default();
+    let names = std::str::from_utf8(names).unwrap_or_default();
+    (names.strip_suffix(SEPARATOR).unwrap_or(names), content)
+}
+
+/// The part of a file's name that tells it from all others: up to the digits behind `Q`.
+fn unique(name: &CStr) -> Option<&str> {
+    let name = name.to_str().ok()?;
+    let (before, behind) = name.split_once('Q')?;
+    let digits = behind.bytes().take_while(u8::is_ascii_digit).count();
+    name.get(..before.len() + 1 + digits)
+}
+
+/// Writes what is in a journal: of each record where it is, its number, whether it is published, its length and names.
+pub fn list(path: &Path, out: &mut dyn io::Write) -> io::Result<()> {
+    let (file, mut disk) = (File::open(path)?, Disk::new(SyncMode::Never));
+    let octets = file.metadata()?.len();
+    let mut written = Ok(());
+    scan(&mut disk, &file, octets, &mut |offset, entry| {
+        let line = match entry {
+            Some(Entry { number, is_published, names, content, .. }) => {
+                let state = if is_published { "published" } else { "waiting" };
+                let (names, octets) = (names.replace(SEPARATOR, " "), content.len());
+                format!("at={offset} number={number} state={state} size={octets} id={names:?}")
+            }
+            None => format!("at={offset} state=damaged"),
+        };
+        written = std::mem::replace(&mut written, Ok(())).and_then(|()| writeln!(out, "{line}"));
+    })?;
+    written
+}
