@@ -91,7 +91,7 @@ pub(crate) struct Delivery<F: FileSystem> {
     /// Who is told of the end, by the server's own key.
     pub(crate) owner: usize,
     /// Whether each copy succeeds or fails by itself, as in LMTP; else all do or none.
-    apart: bool,
+    pub(crate) apart: bool,
     size: u64,
     pub(crate) copies: Vec<Copy<F>>,
     /// Where the journal has it, and what its copies' destinations are where it is delivered from there.

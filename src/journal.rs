@@ -15,6 +15,7 @@
 //! A block with an answered record is not written again before all of its half are in their Maildirs, on the disk: then the half
 //! has a new generation, whose state is flushed before its first record.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -27,9 +28,9 @@ use log::{error, info, warn};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{BLOCK_OCTETS, Config};
-use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, PROBE, Store};
+use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, Store};
 use crate::fs::{Disk, FileSystem, Flush, SyncMode, Ticket};
-use crate::maildir::{Directories, Name, PathError};
+use crate::maildir::{Directories, Maildir, Maildirs, Name, PathError};
 use crate::smtp::reply::Reply;
 use crate::smtp::trace::MessageId;
 
@@ -229,6 +230,7 @@ impl<F: FileSystem> Journal<F> {
 
     /// When there is something to do without an event.
     pub(crate) fn next(&self) -> Option<Instant> {
+        self.since.or(self.retry)?;
         let paused = self.finished.map(|finished| finished + PAUSE);
         let due = self.since.map(|since| paused.map_or(since, |paused| paused.min(since + PATIENCE)));
         due.filter(|_| self.unpublished == 0).into_iter().chain(self.retry).min()
@@ -375,10 +377,10 @@ impl<F: FileSystem> Journal<F> {
 impl<F: FileSystem> Store<F> {
     /// Has the journal take a message, all of whose octets are `content`; else it goes the plain way.
     pub(crate) fn journals(&mut self, key: usize, content: &[u8], now: Now) -> bool {
-        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| ![PROBE, ANSWERED].contains(&it.owner)) else {
+        let journal = &mut self.journal;
+        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| journal.octets > 0 && it.owner < ANSWERED) else {
             return false;
         };
-        let journal = &mut self.journal;
         let last = journal.finished.replace(now.instant);
         if last.is_none_or(|last| now.instant >= last + QUIET) {
             return false;
@@ -396,7 +398,7 @@ impl<F: FileSystem> Store<F> {
             return delivery.record.is_some();
         }
         let may_be_made = matches!(journal.stage, Stage::Absent(from) if from.is_none_or(|from| now.instant >= from));
-        if may_be_made && journal.octets > 0 && self.maildirs.room > journal.octets {
+        if may_be_made && self.maildirs.room > journal.octets {
             let made = journal.make(&mut self.maildirs.fs);
             self.check_journal(made.map(|()| false), now);
         }
@@ -405,6 +407,9 @@ impl<F: FileSystem> Store<F> {
 
     /// Goes on with making the journal, with what is to be published, and with the next group. Whether flushes were begun.
     pub(crate) fn advance_journal(&mut self, now: Now) -> bool {
+        if self.journal.file.is_none() && self.journal.failed.is_empty() && self.journal.stage != Stage::Failed {
+            return false;
+        }
         let is_due = self.journal.next().is_some_and(|due| now.instant >= due);
         if self.journal.retry.take_if(|retry| now.instant >= *retry).is_some() {
             self.journal.lacks_room = false;
@@ -475,6 +480,8 @@ impl<F: FileSystem> Store<F> {
         for key in std::mem::take(&mut journal.flushing) {
             let Some(delivery) = self.deliveries.get_mut(key) else { continue };
             self.journal.halves[delivery.record.take().map_or(0, |record| record.half)].live -= 1;
+            // No mailbox of it is at fault.
+            delivery.apart = true;
             delivery.fail("flush of the journal", &error, |_| true, &mut self.maildirs, now);
             self.end(key);
         }
@@ -515,10 +522,7 @@ impl<F: FileSystem> Store<F> {
     }
 
     fn deliver_again(&mut self, (id, record, destinations): Unpublished, content: &[u8], now: Now) {
-        // A mailbox that is gone is made again.
-        let create = std::mem::replace(&mut self.maildirs.create, true);
         let key = self.begin(id, ANSWERED, destinations.iter().map(String::as_str), true, now);
-        self.maildirs.create = create;
         if let Some(delivery) = self.deliveries.get_mut(key) {
             (delivery.record, delivery.destinations) = (record, destinations);
             delivery.remove_leftovers(&mut self.maildirs);
@@ -534,8 +538,9 @@ impl<F: FileSystem> Store<F> {
             let names = std::iter::from_fn(|| self.maildirs.fs.next_name(&mut listing).transpose());
             names.filter(|name| !matches!(name, Ok(name) if !name.to_bytes().starts_with(PREFIX.as_bytes()))).collect()
         });
-        let mut names: Vec<CString> = names.map_err(|error| (path.clone(), error))?;
-        names.sort();
+        let names: Vec<CString> = names.map_err(|error| (path.clone(), error))?;
+        // A mailbox that is gone is made again.
+        let create = std::mem::replace(&mut self.maildirs.create, true);
         for name in names {
             let path = path.join(name.to_string_lossy().as_ref());
             let opened = self.maildirs.fs.open_journal(&self.journal.root, &name, false);
@@ -545,6 +550,7 @@ impl<F: FileSystem> Store<F> {
             });
             recovered.map_err(|error| (path, error))?;
         }
+        self.maildirs.create = create;
         Ok(())
     }
 
@@ -555,25 +561,30 @@ impl<F: FileSystem> Store<F> {
             Some(entry) => found.push((entry.names.to_owned(), offset, entry.octets)),
             None => warn!("{shown}: what is at octet {offset} is damaged, or was never answered"),
         })?;
-        let mut destinations: Vec<&str> = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1)).collect();
-        destinations.sort();
-        destinations.dedup();
-        for destination in destinations {
+        let destinations = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1));
+        for destination in destinations.map(str::to_owned).collect::<HashSet<String>>() {
             // One that can't be opened fails below, too.
-            let Ok(key) = self.maildirs.open_destination(destination) else { continue };
-            let Directories { new, cur, .. } = &self.maildirs.open[key].directories;
+            let Ok(key) = self.maildirs.open_destination(&destination) else { continue };
+            let (Maildirs { fs, open, .. }, mut listed) = (&mut self.maildirs, Vec::new());
+            let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
             for directory in [new, cur] {
-                let mut listing = self.maildirs.fs.list(directory)?;
-                while let Some(name) = self.maildirs.fs.next_name(&mut listing)? {
-                    present.extend(unique(&name).map(|unique| (destination, unique.to_owned())));
-                }
+                let mut listing = fs.list(directory)?;
+                listed.extend(std::iter::from_fn(|| fs.next_name(&mut listing).transpose()));
+            }
+            for name in listed {
+                present.extend(unique(&name?).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
+            }
+            // A name that is there may be as young as the crash.
+            for directory in [new, cur].into_iter().chain(above) {
+                fs.flush(Flush::Directory(directory))?;
             }
             self.maildirs.release(key);
         }
         let mut delivered = 0;
         for (names, offset, octets) in &found {
             let (unique, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
-            let missing = destinations.split(SEPARATOR).filter(|it| !present.contains(&(*it, unique.to_owned())));
+            let missing =
+                destinations.split(SEPARATOR).filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
             let (missing, mut record) = (missing.map(str::to_owned).collect::<Vec<_>>(), vec![0; *octets]);
             if let Some(id) = MessageId::from_unique_name(unique).filter(|_| !missing.is_empty()) {
                 self.maildirs.fs.read_at(&file, &mut record, *offset)?;
@@ -601,16 +612,18 @@ impl<F: FileSystem> Store<F> {
                 (Some(file), Name::new(&[&name.to_string_lossy()]), Stage::Ready);
             journal.begin(fs, last)?;
             (journal.flushes, journal.dirty) = (1, false);
-            return journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)));
+            journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)))?;
+        } else {
+            fs.remove(&journal.root, name)?;
         }
-        fs.remove(&journal.root, name)?;
         fs.flush(Flush::Directory(&journal.root))
     }
 
     /// Marks the journal as empty, as the process is about to end.
     pub fn close(&mut self) {
         let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
-        if journal.stage != Stage::Ready || !journal.is_idle() || !self.deliveries.is_empty() {
+        let is_empty = journal.halves.iter().all(|half| half.live == 0);
+        if journal.stage != Stage::Ready || !journal.is_idle() || !is_empty {
             return;
         }
         journal.halves.iter_mut().for_each(|half| half.state.published = journal.number | EMPTY);
@@ -642,8 +655,12 @@ fn scan<F: FileSystem>(
         let (mut is_damaged, mut is_strange) = (false, false);
         for offset in [base, base + BLOCK] {
             let mut block = [0; STATE_OCTETS];
-            let read = fs.read_at(file, &mut block, offset).is_ok();
-            let found = State::decode(&block).filter(|_| read);
+            match fs.read_at(file, &mut block, offset) {
+                // It was never made whole.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => block.fill(0),
+                read => read?,
+            }
+            let found = State::decode(&block);
             is_damaged |= found.is_none() && block != [0; STATE_OCTETS];
             is_strange |= block.starts_with(&MAGIC[..10]) && !block.starts_with(MAGIC);
             state = state.max(found);
@@ -651,11 +668,13 @@ fn scan<F: FileSystem>(
         match state {
             Some(state) => halves.push((state, base)),
             None if is_strange => return Err(io::Error::other("a journal of another version; use that one's program")),
-            None if is_damaged => visit(base, None),
+            None if is_damaged => return Err(io::Error::other("its states are damaged; move it away")),
             None => {}
         }
     }
-    halves.sort();
+    if halves.is_sorted_by_key(|(state, _)| Reverse(*state)) {
+        halves.reverse();
+    }
     let (mut record, mut block, mut read, mut expected) = (Vec::new(), [0; BLOCK as usize], u64::MAX, 0);
     for (state, base) in &halves {
         expected = expected.max(state.published & !EMPTY);
