@@ -569,10 +569,11 @@ impl<F: FileSystem> Store<F> {
             let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
             for directory in [new, cur] {
                 let mut listing = fs.list(directory)?;
-                listed.extend(std::iter::from_fn(|| fs.next_name(&mut listing).transpose()));
+                let names = std::iter::from_fn(|| fs.next_name(&mut listing).transpose());
+                listed.extend(names.collect::<io::Result<Vec<_>>>()?);
             }
-            for name in listed {
-                present.extend(unique(&name?).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
+            for name in &listed {
+                present.extend(unique(name).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
             }
             // A name that is there may be as young as the crash.
             for directory in [new, cur].into_iter().chain(above) {
