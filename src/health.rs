@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use mailchute::config::{LISTEN_USUAL, Place};
+use mailchute::config::Place;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
@@ -13,20 +13,18 @@ const TIME: Duration = Duration::from_millis(900);
 const REPLY_OCTETS_MAX: usize = 4096;
 
 /// Asks the server at the address in `arguments`, or at the first one that the environment has it listen on, or at the usual
-/// ones. The error is a line that says what is wrong, and the status: 1 is unhealthy, 2 is wrong usage.
+/// one. The error is a line that says what is wrong, and the status: 1 is unhealthy, 2 is wrong usage.
 pub fn check(mut arguments: impl Iterator<Item = OsString>) -> Result<(), (String, u8)> {
     let deadline = Instant::now() + TIME;
     let listen = std::env::var("MAILCHUTE_LISTEN").unwrap_or_default();
-    let first = listen.split(',').find(|part| !part.is_empty()).map(OsString::from);
-    let place = arguments.next().or(first).map(|named| crate::options::place(named.to_string_lossy().trim()));
-    let [usual, other] = LISTEN_USUAL.map(Place::Tcp);
-    let asked = match (place, arguments.next()) {
-        (None, None) => ask(&usual, deadline).or_else(|error| ask(&other, deadline).map_err(|_| error)),
-        (Some(Some(place)), None) => ask(&place, deadline),
-        _ => return Err(("healthcheck takes one address, IP:PORT or unix:PATH".to_owned(), 2)),
+    let first = listen.split(',').find(|part| !part.is_empty()).unwrap_or("127.0.0.1:2525");
+    let named = arguments.next().unwrap_or_else(|| first.into());
+    let (Some(place), None) = (crate::options::place(named.to_string_lossy().trim()), arguments.next()) else {
+        return Err(("healthcheck takes one address, IP:PORT or unix:PATH".to_owned(), 2));
     };
     let late = io::Error::other("no answer in time");
-    asked.map_err(|error| (format!("not healthy: {}", if Instant::now() < deadline { error } else { late }), 1))
+    let told = |error| format!("not healthy: {}", if Instant::now() < deadline { error } else { late });
+    ask(&place, deadline).map_err(|error| (told(error), 1))
 }
 
 /// A whole session, which stores nothing: MAIL is refused when mail would be, and a null sender needs no mailbox.

@@ -69,13 +69,11 @@ fn without_an_address_it_is_the_usual_one() {
     }
     let place = Place::new();
     assert_not_healthy(&[], "", 1, "refused");
-    for address in ["127.0.0.1:2525", "[::1]:2525"] {
-        let mut command = mailchute();
-        command.args(["--listen", address, "--maildir"]).arg(place.maildir());
-        let server = Server::ready(command);
-        assert_healthy(&[], "");
-        server.stop();
-    }
+    let mut command = mailchute();
+    command.arg("--maildir").arg(place.maildir());
+    let server = Server::ready(command);
+    assert_healthy(&[], "");
+    server.stop();
 }
 
 #[test]
