@@ -10,7 +10,6 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 const TIME: Duration = Duration::from_millis(900);
-const REPLY_OCTETS_MAX: usize = 4096;
 
 /// Asks the server at the address in `arguments`, or at the first one that the environment has it listen on, or at the usual
 /// one. The error is a line that says what is wrong, and the status: 1 is unhealthy, 2 is wrong usage.
@@ -34,29 +33,24 @@ fn ask(place: &Place, deadline: Instant) -> io::Result<()> {
         Place::Tcp(address) => SocketAddrAny::from(*address),
         Place::Unix(path) => SocketAddrUnix::new(path)?.into(),
     };
-    // None is left: that is an error here, not a wait without end.
+    // When no time is left, that is an error of what is begun then.
     let left = || Some(deadline.saturating_duration_since(Instant::now()));
     let socket = socket_with(address.address_family(), SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, left())?;
     connect(&socket, &address)?;
     let mut stream = TcpStream::from(socket);
-    let (mut reply, mut part) = (String::new(), [0; 512]);
+    let (mut reply, mut octet) = (String::new(), [0]);
     for command in ["", "EHLO [127.0.0.1]\r\n", "MAIL FROM:<>\r\n", "RSET\r\n", "QUIT\r\n"] {
         let lmtp = command.starts_with("EHLO") && reply.split(' ').nth(2) == Some("LMTP");
         stream.write_all(if lmtp { b"LHLO [127.0.0.1]\r\n" } else { command.as_bytes() })?;
         reply.clear();
-        let last = |reply: &str| reply.ends_with('\n') && reply.lines().last().and_then(|it| it.get(3..4)) != Some("-");
-        while !last(&reply) && reply.len() < REPLY_OCTETS_MAX {
+        while !reply.ends_with('\n') || reply.lines().last().and_then(|line| line.get(3..4)) == Some("-") {
             stream.set_read_timeout(left())?;
-            let count = stream.read(&mut part)?;
-            if count == 0 {
-                break;
-            }
-            reply.extend(part.iter().take(count).map(|&octet| char::from(octet)));
+            stream.read_exact(&mut octet).map_err(|_| io::Error::other("the connection ended before a reply did"))?;
+            reply.push(char::from(octet[0]));
         }
-        if !reply.starts_with('2') || !last(&reply) {
-            let start: String = reply.trim_end().chars().take(100).collect();
-            return Err(io::Error::other(format!("{start:?} to {:?}", command.trim_end())));
+        if !reply.starts_with('2') {
+            return Err(io::Error::other(format!("{:?} to {:?}", reply.trim_end(), command.trim_end())));
         }
     }
     Ok(())

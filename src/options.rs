@@ -62,12 +62,7 @@ pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
         }
         if values.is_empty() {
             let without = help.split_once(" [").map_or("none", |(_, it)| it.trim_end_matches(']'));
-            let value = match name {
-                "maildir" => &config.maildir.to_string_lossy(),
-                "hostname" => &*config.protocol.hostname,
-                _ => without,
-            };
-            in_force.extend(["--", name, " ", value, "  # by default\n"]);
+            in_force.extend(["--", name, " ", without, "  # by default\n"]);
         }
         for value in values {
             let text = value.to_string_lossy();
