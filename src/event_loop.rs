@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
@@ -32,7 +33,7 @@ use crate::sys::{handed_over, trim_heap};
 /// A connection's token is its key; those of listeners begin here, where no key comes to.
 const LISTENERS: usize = usize::MAX / 2;
 const STOPS: Token = Token(usize::MAX);
-const RELOADS: Token = Token(usize::MAX - 1);
+const SIGNALS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
@@ -127,8 +128,7 @@ pub struct EventLoop {
     /// Takes an octet for each time that the end is asked for, which `stops` gives.
     stopper: Arc<OwnedFd>,
     stops: OwnedFd,
-    /// Gives an octet for each time that the table is to be read again.
-    reloads: OwnedFd,
+    signals: SignalFd,
     /// Below which directories files may be made.
     writable: Vec<PathBuf>,
     manager: Option<OwnedFd>,
@@ -142,16 +142,11 @@ impl EventLoop {
         let handed: Vec<_> = config.signals.then(handed_over).into_iter().flatten().collect();
         let manager = if config.signals { manager() } else { None };
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
-        let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
-        if config.signals {
-            // Process 1 of a container would else ignore them.
-            for signal in [SIGTERM, SIGINT] {
-                signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
-            }
-            signal_hook::low_level::pipe::register(SIGHUP, reload)?;
-            // A file size limit is an error of a write, not the end of the process. Nobody reads what this sets.
-            signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-        }
+        // Process 1 of a container would else ignore them. A file size limit is an error of a write, not the end of the process.
+        let wanted = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGXFSZ];
+        let wanted: SigSet = wanted.into_iter().filter(|_| config.signals).collect();
+        wanted.thread_block()?;
+        let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let files_max = share_descriptors(&mut config);
         config.protocol.destinations_max = (files_max / MAILDIR_DESCRIPTORS).clamp(1, config.protocol.destinations_max);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
@@ -170,7 +165,7 @@ impl EventLoop {
         store.files_max = files_max;
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
-        watch(&poll, &reloads, RELOADS, Interest::READABLE)?;
+        watch(&poll, &signals, SIGNALS, Interest::READABLE)?;
         if let Some(event) = store.file_system().flush_event() {
             watch(&poll, &event, FLUSHES, Interest::READABLE)?;
         }
@@ -181,7 +176,7 @@ impl EventLoop {
         let stopper = Arc::new(stopper);
         let spare = rustix::io::dup(&stops).ok();
         let (accept_from, end) = (None, None);
-        Ok(Self { poll, listeners, accept_from, spare, server, stopper, stops, reloads, writable, manager, end })
+        Ok(Self { poll, listeners, accept_from, spare, server, stopper, stops, signals, writable, manager, end })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -224,8 +219,12 @@ impl EventLoop {
             now = Now::read();
             for event in &events {
                 match event.token() {
-                    STOPS => self.stop(now),
-                    RELOADS => self.reload(),
+                    STOPS => {
+                        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
+                            self.stop(now);
+                        }
+                    }
+                    SIGNALS => self.take_signals(now),
                     FLUSHES => self.server.flushes_ended = true,
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
@@ -258,18 +257,25 @@ impl EventLoop {
 
     /// Begins the end, or where it has begun, has it be now.
     fn stop(&mut self, now: Now) {
-        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
-            let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
-            let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"STOPPING=1", SendFlags::NOSIGNAL));
-            info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
-            self.listeners.clear();
-            self.server.drain();
-            self.end = Some(now.instant + grace);
+        let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
+        let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"STOPPING=1", SendFlags::NOSIGNAL));
+        info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
+        self.listeners.clear();
+        self.server.drain();
+        self.end = Some(now.instant + grace);
+    }
+
+    fn take_signals(&mut self, now: Now) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match signal.ssi_signo.cast_signed().try_into() {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => self.stop(now),
+                Ok(Signal::SIGHUP) => self.reload(),
+                _ => {}
+            }
         }
     }
 
     fn reload(&mut self) {
-        let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
         let read = Recipients::load(&self.server.config).and_then(|recipients| {
             let inside = |path: PathBuf| self.writable.iter().any(|directory| path.starts_with(directory));
             let outside = recipients.maildirs().find(|path| !absolute(path).is_ok_and(inside)).map(str::to_owned);
