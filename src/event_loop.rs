@@ -267,7 +267,7 @@ impl EventLoop {
 
     fn take_signals(&mut self, now: Now) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            match signal.ssi_signo.cast_signed().try_into() {
+            match (signal.ssi_signo as i32).try_into() {
                 Ok(Signal::SIGTERM | Signal::SIGINT) => self.stop(now),
                 Ok(Signal::SIGHUP) => self.reload(),
                 _ => {}
