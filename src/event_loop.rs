@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf, absolute};
@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, Socke
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
+use crate::config::{Config, LISTEN_USUAL, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
@@ -349,7 +349,7 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
 }
 
 fn listen(config: &Config) -> io::Result<Vec<Listener>> {
-    let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
+    let usual = LISTEN_USUAL.map(Place::Tcp);
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
     let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
     let mut listeners = Vec::new();

@@ -116,7 +116,8 @@ fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
     choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
 }
 
-fn place(value: &str) -> Option<Place> {
+/// Where to listen, or who to ask.
+pub fn place(value: &str) -> Option<Place> {
     let unix = value.strip_prefix("unix:").filter(|path| !path.is_empty()).map(|path| Place::Unix(path.into()));
     unix.or_else(|| value.parse().ok().map(Place::Tcp))
 }
