@@ -30,7 +30,7 @@ NOBODY_KNOWS = 65532  # the user of the image
 PATIENCE_SECONDS = 20
 MIB = 1024 * 1024
 MEMORY = 16 * MIB
-HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--pids-limit=16"]
+HARDENED = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges", "--pids-limit=16"]
 FEW = ["-e", "MAILCHUTE_MAX_CONNECTIONS=64"]  # with which it promises to stay below MEMORY
 
 
@@ -393,7 +393,8 @@ def case_compose(root, _):
         deliver(("127.0.0.1", port), range(3), 1000)
         expect(server.log().count(" stored id=") == 3 and server.healthy(), server.log())
         config = server.inspect("HostConfig")
-        expect(config["ReadonlyRootfs"] and config["Memory"] == MEMORY and config["PidsLimit"] == 16, str(config))
+        limits = tuple(config[key] for key in ("ReadonlyRootfs", "Memory", "PidsLimit"))
+        expect(limits == (True, MEMORY, 16), f"read-only, memory and processes are {limits}")
         expect(server.status("CapEff")[0].strip("0") == "" and server.status("NoNewPrivs") == ["1"], "it has rights")
         expect("at most 15 MiB with 64 connections" in server.log(), server.log())
         server.ends("podman stop", "podman", "stop", server.id)
