@@ -380,6 +380,8 @@ def case_compose(root, _):
     """compose.yaml as it is."""
     if shutil.which("podman-compose") is None:
         return print("SKIPPED: compose.yaml, as there is no podman-compose")
+    if " 1.0." in run("podman-compose", "--version"):
+        return print("SKIPPED: compose.yaml, as this podman-compose hands health checks to a shell; 1.1 does not")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     compose = ["podman-compose", "-p", "chute", "-f", SOURCE / "compose.yaml"]
