@@ -13,7 +13,7 @@ COPY . .
 RUN cargo build --release --locked
 RUN install -m 0755 target/release/mailchute /mailchute && mkdir -m 0755 /mail
 # A program that asks for a loader finds none in the next stage.
-RUN ! readelf --program-headers /mailchute | grep INTERP
+RUN readelf --program-headers /mailchute >/headers && ! grep INTERP /headers
 
 FROM scratch
 LABEL org.opencontainers.image.title="mailchute" \

@@ -432,7 +432,7 @@ def case_manifest(root, binaries):
         layers = [root / "all" / it["digest"].split(":")[1] for it in manifest["layers"]]
         inside = b"".join(run_octets("tar", "-xOf", it, "mailchute") for it in layers)
         expect(inside == pathlib.Path(binaries[name]).read_bytes(), f"{name}: another program")
-        print(f"    {key}: {len(inside)} octets of program, {sum(it['size'] for it in manifest['layers'])} to fetch")
+        print(f"    {key}: {len(inside)} octets of program, {sum(it['size'] for it in manifest['layers'])} in its layers")
 
 
 def run_octets(*command):
@@ -470,7 +470,7 @@ def main():
     parser.add_argument("--arm64", help="the same for ARM with 64 bits")
     parser.add_argument("--armv7", help="the same for ARM with 32 bits")
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[], metavar="CASE", help=" ".join(CASES))
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     binaries = {"amd64": options.binary, "arm64": options.arm64, "armv7": options.armv7}
     expect_static(options.binary)
     print("not run here: the Dockerfile's stage that compiles, whose image comes from a registry")
