@@ -363,6 +363,23 @@ def case_owners(root, _):
         expect(server.healthy(), "it is not healthy as another user")
 
 
+def case_mailboxes(root, _):
+    """Maildirs of recipients lie in the volume beside the one without options, and none can be taken for it."""
+    volume = "mailboxes-of-the-test"
+    variables = ["MAILBOXES=/mail", "CREATE_MAILBOXES=yes", "DOMAIN=b.example"]
+    options = [word for it in variables for word in ("-e", f"MAILCHUTE_{it}")]
+    with container("-p", "127.0.0.1::2525", "-v", f"{volume}:/mail", *options, *FEW) as server:
+        with smtplib.SMTP(*server.ready().address(), timeout=PATIENCE_SECONDS) as client:
+            for recipient in ("maildir", "new", "postmaster"):
+                client.sendmail("from@a.example", [f"{recipient}@b.example"], text(1, 1000))
+        mail = pathlib.Path(run("podman", "volume", "inspect", volume, "--format", "{{.Mountpoint}}").strip())
+        found = {str(it.parent.relative_to(mail)) for it in mail.glob("*/new/*")}
+        expect(found == {"maildir/new", "new/new", "postmaster/new"}, f"mail lies in {found}")
+        there = {it.name for it in mail.iterdir()}
+        expect(there == {"Maildir", "maildir", "new", "postmaster"}, f"the volume holds {there}")
+        expect(server.healthy(), "it is not healthy")
+
+
 def case_strangers(root, _):
     """Who comes from a public address is turned away, unless the server has a domain."""
     stranger = "203.0.113.7"  # RFC 5737
