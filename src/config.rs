@@ -1,7 +1,7 @@
 //! Every setting and every limit, with its unit and where its figure comes from.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,10 +26,6 @@ pub const TURN_READS_MAX: usize = 4;
 /// Connections taken from one listener in one turn: beyond the limit each has a descriptor of those in reserve till its end.
 pub const TURN_ACCEPTS_MAX: usize = 8;
 
-/// Where SMTP is taken if nobody says where; the system may lack one of these.
-pub const LISTEN_USUAL: [SocketAddr; 2] =
-    [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525), SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 2525)];
-
 /// Where a listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -52,7 +48,7 @@ impl fmt::Display for Place {
 #[allow(missing_docs)] // Only what the table does not say is said here.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where SMTP is taken; `None` for [`LISTEN_USUAL`].
+    /// Where SMTP is taken; `None` for port 2525 of both loopback addresses, of which the system may lack one.
     pub listen: Option<Vec<Place>>,
     pub lmtp: Vec<Place>,
     pub maildir: PathBuf,
@@ -76,7 +72,8 @@ pub struct Config {
     pub user: Option<String>,
     /// Off unless a program asks for it that does nothing else: it holds for the thread that starts the server, too.
     pub sandbox: Sandbox,
-    /// Whether SIGTERM and SIGINT end the loop. A program wants that, in which nobody else has them.
+    /// Whether SIGTERM and SIGINT end the loop, and a service manager is heeded: its sockets taken, its socket told. A
+    /// program wants that, in which nobody else has them.
     pub signals: bool,
     pub protocol: Settings,
 }

@@ -2,8 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, Socke
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::config::{Config, LISTEN_USUAL, Place, TURN_ACCEPTS_MAX};
+use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
@@ -26,6 +27,7 @@ use crate::server::{Readiness, Server};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
+use crate::sys::handed_over;
 
 /// A connection's token is its key; those of listeners begin here, where no key comes to.
 const LISTENERS: usize = usize::MAX / 2;
@@ -43,7 +45,7 @@ const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 struct Listener {
     socket: OwnedFd,
-    /// Where it really listens: never at port 0.
+    /// Where it really listens: never at port 0, nor with a path that is not ours to remove.
     place: Place,
     dialect: Dialect,
     /// Connections may wait to be taken; an event that was seen and not followed up never comes again.
@@ -80,6 +82,16 @@ impl Listener {
         rustix::net::listen(&socket, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
         Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
+    }
+
+    /// Takes a socket over from a service manager.
+    fn take_over(socket: OwnedFd, dialect: Dialect) -> Result<Self, Errno> {
+        let listens = sockopt::socket_acceptconn(&socket)?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?;
+        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
+        let place = bound.map_or_else(|_| Place::Unix(PathBuf::new()), Place::Tcp);
+        if listens { Ok(Self { socket, place, dialect, ready: false }) } else { Err(Errno::INVAL) }
     }
 
     /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
@@ -119,6 +131,7 @@ pub struct EventLoop {
     reloads: OwnedFd,
     /// Below which directories files may be made.
     writable: Vec<PathBuf>,
+    manager: Option<OwnedFd>,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
 }
@@ -126,6 +139,8 @@ pub struct EventLoop {
 impl EventLoop {
     /// Binds the sockets, opens and proves the Maildir, and is then ready to accept. An error says what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
+        let handed: Vec<_> = config.signals.then(handed_over).into_iter().flatten().collect();
+        let manager = if config.signals { manager() } else { None };
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         if config.signals {
@@ -140,7 +155,7 @@ impl EventLoop {
         let files_max = share_descriptors(&mut config);
         config.protocol.destinations_max = (files_max / MAILDIR_DESCRIPTORS).clamp(1, config.protocol.destinations_max);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
-        let listeners = listen(&config)?;
+        let listeners = listen(&config, handed)?;
         if let Some(user) = &config.user {
             become_user(user).map_err(io::Error::other)?;
         }
@@ -164,7 +179,8 @@ impl EventLoop {
         let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
         let spare = rustix::io::dup(&stops).ok();
-        Ok(Self { poll, listeners, accept_from: None, spare, server, stopper, stops, reloads, writable, end: None })
+        let (accept_from, end) = (None, None);
+        Ok(Self { poll, listeners, accept_from, spare, server, stopper, stops, reloads, writable, manager, end })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -195,6 +211,7 @@ impl EventLoop {
         info!("memory: at most {memory} MiB with {connections} connections");
         let path = absolute(&config.maildir).unwrap_or_else(|_| config.maildir.clone());
         info!("storing mail in {}", path.display());
+        let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"READY=1", SendFlags::NOSIGNAL));
         let mut events = Events::with_capacity(1024);
         let mut now = Now::read();
         loop {
@@ -234,6 +251,7 @@ impl EventLoop {
     fn stop(&mut self, now: Now) {
         while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
             let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
+            let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"STOPPING=1", SendFlags::NOSIGNAL));
             info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
             self.listeners.clear();
             self.server.drain();
@@ -301,6 +319,15 @@ impl EventLoop {
     }
 }
 
+/// Where a service manager hears of the start and the end (`sd_notify(3)`); the sandbox lets nobody connect any more.
+fn manager() -> Option<OwnedFd> {
+    let name = std::env::var_os("NOTIFY_SOCKET")?;
+    let unnamed = name.as_bytes().strip_prefix(b"@").map(SocketAddrUnix::new_abstract_name);
+    let address = unnamed.unwrap_or_else(|| SocketAddrUnix::new(&*name)).ok()?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, FLAGS, None).ok()?;
+    rustix::net::connect(&socket, &address).ok().map(|()| socket)
+}
+
 fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> io::Result<()> {
     poll.registry().register(&mut mio::unix::SourceFd(&socket.as_raw_fd()), token, interest)
 }
@@ -312,7 +339,8 @@ fn share_descriptors(config: &mut Config) -> usize {
     let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
     let limit = getrlimit(Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX).max(wanted.min(limit.maximum.unwrap_or(wanted)));
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
+    let raised = Rlimit { current: Some(current), ..limit };
+    let _ = limit.current.filter(|it| *it < current).map(|_| setrlimit(Resource::Nofile, raised));
     let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(4);
     let least = room / if config.mailboxes.is_some() || config.recipients.is_some() { 2 } else { 4 };
     let files_max = room.saturating_sub(*connections_max).clamp(least.min(FILES_MAX), FILES_MAX);
@@ -348,12 +376,20 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
     Ok(anywhere)
 }
 
-fn listen(config: &Config) -> io::Result<Vec<Listener>> {
-    let usual = LISTEN_USUAL.map(Place::Tcp);
+/// Listens where the settings say, or for SMTP in their place where a service manager does already.
+fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Vec<Listener>> {
+    let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
     let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
-    let mut listeners = Vec::new();
-    for (place, dialect) in smtp.chain(lmtp) {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let (mut names, mut listeners) = (names.split(':'), Vec::new());
+    for socket in handed {
+        let dialect = if names.next() == Some("lmtp") { Dialect::Lmtp } else { Dialect::Smtp };
+        let taken = socket.and_then(|socket| Listener::take_over(socket, dialect));
+        listeners.push(taken.map_err(|error| io::Error::other(format!("LISTEN_FDS: no listener: {error}")))?);
+    }
+    let activated = !listeners.is_empty();
+    for (place, dialect) in smtp.filter(|_| !activated).chain(lmtp) {
         match Listener::bind(place, dialect) {
             Ok(listener) => listeners.push(listener),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if config.listen.is_none() && dialect == Dialect::Smtp => {

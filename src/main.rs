@@ -24,8 +24,9 @@ fn serve() -> Result<(), (String, u8)> {
     let parsed = options::parse().map_err(|problem| (format!("{problem}; see mailchute --help"), 64));
     // What is made has its mode from us, whoever started us.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let (config, filters) = parsed?;
+    let (config, filters, in_force) = parsed?;
     start_logging(&filters);
+    in_force.lines().for_each(|line| log::debug!("{line}"));
     EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
 }
 

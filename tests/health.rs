@@ -69,13 +69,11 @@ fn without_an_address_it_is_the_usual_one() {
     }
     let place = Place::new();
     assert_not_healthy(&[], "", 1, "refused");
-    for address in ["127.0.0.1:2525", "[::1]:2525"] {
-        let mut command = mailchute();
-        command.args(["--listen", address, "--maildir"]).arg(place.maildir());
-        let server = Server::ready(command);
-        assert_healthy(&[], "");
-        server.stop();
-    }
+    let mut command = mailchute();
+    command.arg("--maildir").arg(place.maildir());
+    let server = Server::ready(command);
+    assert_healthy(&[], "");
+    server.stop();
 }
 
 #[test]
@@ -160,13 +158,13 @@ fn what_is_no_mail_server_is_not_healthy() {
     });
     assert_not_healthy(&[&slowly], "", 1, "in time");
     let endless = impostor(|mut stream| while stream.write_all(&b"220-x\r\n".repeat(1000)).is_ok() {});
-    assert_not_healthy(&[&endless], "", 1, "220-x");
-    assert_not_healthy(&[&impostor(drop)], "", 1, "");
+    assert_not_healthy(&[&endless], "", 1, "in time");
+    assert_not_healthy(&[&impostor(drop)], "", 1, "not healthy: ");
     assert_not_healthy(
         &[&impostor(|mut stream| stream.write_all(b"220 half of a li").unwrap())],
         "",
         1,
-        "220 half of a li",
+        "ended before",
     );
     assert_not_healthy(&[&script(&["HTTP/1.1 400 Bad Request\r\n\r\n"])], "", 1, "HTTP/1.1 400");
     assert_not_healthy(
