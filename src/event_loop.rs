@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use mio::{Events, Interest, Poll, Token};
@@ -160,7 +160,7 @@ impl EventLoop {
             become_user(user).map_err(io::Error::other)?;
         }
         // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
-        let random = RandomState::new().hash_one(SystemTime::now());
+        let random = RandomState::new().hash_one(Now::read().wall);
         let mut disk = Disk::new(config.sync);
         disk.group_readable = config.group_readable;
         let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
