@@ -58,17 +58,21 @@ def run(*command, status=0, **how):
     return ended if status is None else ended.stdout
 
 
+def limits():
+    """Open files and processes, none of them beyond what we have."""
+    hard = {it: resource.getrlimit(getattr(resource, f"RLIMIT_{it.upper()}"))[1] for it in ("nofile", "nproc")}
+    most = {it: 4096 if limit == resource.RLIM_INFINITY else min(4096, limit) for it, limit in hard.items()}
+    return [f"{it}={limit}:{limit}" for it, limit in most.items()]
+
+
 def engine_settings(root):
     """Images, volumes and sockets below `root`, and what an engine needs on a machine that is a container itself."""
-    limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    processes = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    processes = 4096 if processes == resource.RLIM_INFINITY else min(4096, processes)
     (root / "storage.conf").write_text(
         f'[storage]\ndriver = "vfs"\ngraphroot = "{root}/images"\nrunroot = "{root}/run"\n'
     )
     (root / "containers.conf").write_text(
         # Without CAP_SYS_RESOURCE no limit can be raised, which the engine's own would do.
-        f'[containers]\ndefault_ulimits = ["nofile={limit}:{limit}", "nproc={processes}:{processes}"]\n'
+        f"[containers]\ndefault_ulimits = {json.dumps(limits())}\n"
         f'[engine]\ncgroup_manager = "cgroupfs"\nruntime = "runc"\nevents_logger = "file"\n'
         f'volume_path = "{root}/volumes"\nstatic_dir = "{root}/static"\ntmp_dir = "{root}/tmp"\n'
     )
@@ -180,7 +184,8 @@ def memory_options():
         run("podman", "rm", "-f", "-v", ended.stdout.strip(), status=None)
         if not cgroups_work:
             print(f"SKIPPED: --memory, which fails here; RLIMIT_DATA is {MEMORY} in its place: {ended.stderr.strip()}")
-    return wanted if cgroups_work else [f"--ulimit=data={MEMORY}:{MEMORY}"]
+    # One that is named takes those of the settings away.
+    return wanted if cgroups_work else [f"--ulimit={it}" for it in (f"data={MEMORY}:{MEMORY}", *limits())]
 
 
 def cgroup_figure(pid, *names):
