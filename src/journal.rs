@@ -18,6 +18,7 @@
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -738,21 +739,20 @@ fn unique(name: &CStr) -> Option<&str> {
     name.get(..before.len() + 1 + digits)
 }
 
-/// Writes what is in a journal: of each record where it is, its number, whether it is published, its length and names.
-pub fn list(path: &Path, out: &mut dyn io::Write) -> io::Result<()> {
-    let (file, mut disk) = (File::open(path)?, Disk::new(SyncMode::Never));
+/// A line for each record of a journal: where it is, its number, whether it is published, its length and names.
+pub fn list(path: &Path) -> io::Result<String> {
+    let (file, mut lines) = (File::open(path)?, String::new());
     let octets = file.metadata()?.len();
-    let mut written = Ok(());
-    scan(&mut disk, &file, octets, &mut |offset, entry| {
-        let line = match entry {
+    scan(&mut Disk::new(SyncMode::Never), &file, octets, &mut |offset, entry| {
+        // Writing to a text does not fail.
+        let _ = match entry {
             Some(Entry { number, is_published, names, content, .. }) => {
-                let state = if is_published { "published" } else { "waiting" };
-                let (names, octets) = (names.replace(SEPARATOR, " "), content.len());
-                format!("at={offset} number={number} state={state} size={octets} id={names:?}")
+                let (state, size) = (if is_published { "published" } else { "waiting" }, content.len());
+                let (id, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
+                writeln!(lines, "at={offset} number={number} state={state} size={size} id={id} to={destinations:?}")
             }
-            None => format!("at={offset} state=damaged"),
+            None => writeln!(lines, "at={offset} state=damaged"),
         };
-        written = std::mem::replace(&mut written, Ok(())).and_then(|()| writeln!(out, "{line}"));
     })?;
-    written
+    Ok(lines)
 }
