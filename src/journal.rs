@@ -594,13 +594,15 @@ impl<F: FileSystem> Store<F> {
         let mut delivered = 0;
         for (names, offset, octets) in &found {
             let (unique, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
-            let missing =
-                destinations.split(SEPARATOR).filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
-            let (missing, mut record) = (missing.map(str::to_owned).collect::<Vec<_>>(), vec![0; *octets]);
             let Some(id) = MessageId::from_unique_name(unique) else { continue };
-            if missing.iter().any(|destination| present.contains(destination)) {
-                self.journal.failed.push((id, None, missing));
-            } else if !missing.is_empty() {
+            let missing = destinations.split(SEPARATOR).map(str::to_owned);
+            let missing = missing.filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
+            let (unknown, missing): (Vec<_>, Vec<_>) = missing.partition(|it| present.contains(it));
+            if !unknown.is_empty() {
+                self.journal.failed.push((id, None, unknown));
+            }
+            if !missing.is_empty() {
+                let mut record = vec![0; *octets];
                 self.maildirs.fs.read_at(&file, &mut record, *offset)?;
                 self.deliver_again((id, None, missing), parts(&record).1, now);
                 delivered += 1;
