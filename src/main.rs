@@ -5,6 +5,7 @@ mod options;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use mailchute::EventLoop;
@@ -29,7 +30,8 @@ fn list_journal(mut arguments: impl Iterator<Item = OsString>) -> Result<(), (St
         return Err(("journal takes one file, a .mailchute-journal.N".to_owned(), 64));
     };
     let lines = mailchute::journal::list(file.as_ref());
-    options::print(&lines.map_err(|error| (format!("{}: {error}", file.display()), 1))?)
+    let problem = |error| (format!("{}: {error}", Path::new(&file).display()), 1);
+    options::print(&lines.map_err(problem)?)
 }
 
 fn serve() -> Result<(), (String, u8)> {
