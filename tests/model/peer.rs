@@ -3,7 +3,7 @@
 
 use super::hand::{Random, first_wall};
 use super::power_cut::Promise;
-use super::{MAILDIR, ModelDisk};
+use super::{Ends, MAILDIR, ModelDisk};
 use mailchute::Config;
 use mailchute::delivery::{MinFree, Now, Store};
 use mailchute::recipients::Recipients;
@@ -316,9 +316,12 @@ impl World {
         config.maildir = MAILDIR.into();
         config.protocol.hostname = "host".to_owned();
         config.min_free = min_free;
-        let store = Store::open(disk.clone(), &config, 7).map_err(|(_, error)| error)?;
+        let mut store = Store::open(disk.clone(), &config, 7).map_err(|(_, error)| error)?;
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
+        let ends = disk.set_ends(Ends::AtOnce);
+        store.recover(now).map_err(|(_, error)| error)?;
+        disk.set_ends(ends);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let server = Server::new(&config, recipients, store, MessageIds::new(7, 7));
         Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
