@@ -91,7 +91,7 @@ pub(crate) struct Delivery<F: FileSystem> {
     /// Who is told of the end, by the server's own key.
     pub(crate) owner: usize,
     /// Whether each copy succeeds or fails by itself, as in LMTP; else all do or none.
-    apart: bool,
+    pub(crate) apart: bool,
     size: u64,
     pub(crate) copies: Vec<Copy<F>>,
     /// Where the journal has it, and what its copies' destinations are where it is delivered from there.
@@ -348,7 +348,7 @@ impl<F: FileSystem> Store<F> {
         self.maildirs.check(now);
         match self.maildirs.health {
             // Those who know that their mail is safe come first.
-            Health::Ready if self.journal.is_stuck() => Ok(0),
+            Health::Ready if self.journal.lacks_room => Ok(0),
             Health::Ready => Ok(self.maildirs.room),
             _ => Err(Reply::STORAGE_FAILED),
         }
@@ -496,18 +496,19 @@ impl<F: FileSystem> Store<F> {
             }
             return self.forget(delivery);
         }
-        let mut missing = Vec::new();
+        let mut again: Option<(Reply, Vec<String>)> = None;
         for (index, copy) in delivery.copies.iter_mut().enumerate() {
             let destination = self.maildirs.open.get(copy.maildir).map(|maildir| &maildir.destination);
-            if copy.failure.is_some() {
-                missing.extend(delivery.destinations.get(index).or(destination).cloned());
+            if let Some(reply) = copy.failure.filter(|_| owner == ANSWERED) {
+                let (_, destinations) = again.get_or_insert((reply, Vec::new()));
+                destinations.extend(delivery.destinations.get(index).or(destination).cloned());
             } else if copy.place == Place::New {
                 copy.place = Place::Nowhere;
                 destination.into_iter().for_each(|destination| self.sweeper.note(destination));
             }
         }
         if owner == ANSWERED {
-            self.published(delivery.id, delivery.record, missing);
+            self.published(delivery.id, delivery.record, delivery.destinations.is_empty(), again);
         }
         self.forget(delivery);
     }

@@ -4,15 +4,18 @@
 //! unless said, the lowest octet first; checksums are XXH64, blocks have 4,096 octets.
 //!
 //! * A half's first two blocks bear its state, written in turn: 16 octets `mailchute 00001\n` with the version, the
-//!   generation, the number below which all records are published (all ones: no record is left), a random seed, and the
-//!   checksum (with seed 0) of that. The valid one with the higher generation counts, then the one with the higher number.
-//! * Then groups of records, each from a new block on. A record: the checksum, with the half's seed, of all behind it; the
-//!   generation; its number, one more than that of the one before; its length and that of its names (32 bits each);
-//!   a unique name as far as the host's, and the destinations, a zero behind each; the message.
+//!   generation, the number below which all records are published (with the highest bit: and none has a higher one), a
+//!   random seed, and the checksum (with seed 0) of that. The valid one with the higher generation counts, then the one
+//!   with the higher number.
+//! * Then groups of records, each group from a new block on, each record at a multiple of 32 octets. A record: the
+//!   checksum, with the half's seed, of all behind it; the generation; its number, one more than that of the one before;
+//!   its length and that of its names (32 bits each); a unique name as far as the host's, and the destinations, a zero
+//!   behind each; the message.
 //!
 //! A block with an answered record is not written again before all of its half are in their Maildirs, on the disk: then the half
 //! has a new generation, whose state is flushed before its first record.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -25,15 +28,18 @@ use log::{error, info, warn};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{BLOCK_OCTETS, Config};
-use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, PROBE, Store};
+use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, Store};
 use crate::fs::{Disk, FileSystem, Flush, SyncMode, Ticket};
-use crate::maildir::{Directories, Name, PathError};
+use crate::maildir::{Directories, Maildir, Maildirs, Name, PathError};
+use crate::smtp::reply::Reply;
 use crate::smtp::trace::MessageId;
 
 /// The ticket of its flushes, which no message has.
 pub(crate) const TICKET: Ticket = Ticket::MAX;
 /// What ends each name in a record.
 const SEPARATOR: char = '\0';
+/// Added to the number of a state when the process ended and no record is left.
+const EMPTY: u64 = 1 << 63;
 const PREFIX: &str = ".mailchute-journal.";
 /// The first octets of a state; what all versions have ends at the blank.
 const MAGIC: &[u8; 16] = b"mailchute 00001\n";
@@ -56,8 +62,9 @@ const PUBLISHED_AT_ONCE: usize = 256;
 const PUBLISHED_TOGETHER: usize = 64;
 /// Octets of zeros that a turn writes into a new one.
 const FILLED_AT_ONCE: usize = 128 * 1024;
-/// How long after an error it is tried again.
+/// How long after an error what failed is published again, and another journal made.
 const RETRY: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(10);
 
 /// The state of a half.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +103,7 @@ pub(crate) struct Record {
     offset: u64,
     octets: usize,
     half: usize,
+    number: u64,
 }
 
 #[derive(Default)]
@@ -158,10 +166,13 @@ pub(crate) struct Journal<F: FileSystem> {
     publishing: Vec<usize>,
     unpublished: usize,
     published_below: u64,
+    /// Those whose publication failed, and when it is tried again.
     failed: Vec<Unpublished>,
     retry: Option<Instant>,
-    /// How it went to note that in the states.
-    settled: io::Result<()>,
+    /// Room was what they lacked.
+    pub(crate) lacks_room: bool,
+    /// The numbers of their records.
+    overdue: Vec<u64>,
     /// When the last message finished.
     finished: Option<Instant>,
 }
@@ -176,11 +187,11 @@ impl<F: FileSystem> Journal<F> {
         if wanted && octets == 0 {
             info!("no journal: the file system of {} does not suit one; --sync always", path.display());
         }
-        let (name, halves, settled) = (Name::default(), Default::default(), Ok(()));
-        let (group, staged, flushing, answered, publishing, failed) = Default::default();
+        let (name, halves) = (Name::default(), Default::default());
+        let (group, staged, flushing, answered, publishing, failed, overdue) = Default::default();
         let (file, failure, since, finished, retry, stage) = (None, None, None, None, None, Stage::Absent(None));
-        let (filling, number, flushes, in_flight, dirty) = (0, 0, 0, 0, false);
-        let (answered_below, unpublished, published_below) = (0, 0, 0);
+        let (filling, number, flushes, in_flight, dirty, lacks_room) = (0, 1, 0, 0, false, false);
+        let (answered_below, unpublished, published_below) = (1, 0, 1);
         Ok(Self {
             root,
             path,
@@ -206,7 +217,8 @@ impl<F: FileSystem> Journal<F> {
             published_below,
             failed,
             retry,
-            settled,
+            lacks_room,
+            overdue,
             finished,
         })
     }
@@ -216,13 +228,9 @@ impl<F: FileSystem> Journal<F> {
         self.in_flight == 0 && !self.dirty && self.failed.is_empty()
     }
 
-    /// Whether what was answered can't be published.
-    pub(crate) fn is_stuck(&self) -> bool {
-        !self.failed.is_empty()
-    }
-
     /// When there is something to do without an event.
     pub(crate) fn next(&self) -> Option<Instant> {
+        self.since.or(self.retry)?;
         let paused = self.finished.map(|finished| finished + PAUSE);
         let due = self.since.map(|since| paused.map_or(since, |paused| paused.min(since + PATIENCE)));
         due.filter(|_| self.unpublished == 0).into_iter().chain(self.retry).min()
@@ -257,8 +265,10 @@ impl<F: FileSystem> Journal<F> {
         self.group.extend_from_slice(content);
         let checksum = xxh64(&self.group[before + 8..], half.state.seed);
         self.group[before..before + 8].copy_from_slice(&checksum.to_le_bytes());
+        self.group.resize(self.group.len().next_multiple_of(HEAD_OCTETS), 0);
         self.number += 1;
-        Some(Record { offset: half.free + before as u64, octets, half: self.filling })
+        let (offset, number) = (half.free + before as u64, self.number - 1);
+        Some(Record { offset, octets, half: self.filling, number })
     }
 
     /// Writes the next group and begins the flush that makes it safe, or when idle that of a state.
@@ -309,7 +319,7 @@ impl<F: FileSystem> Journal<F> {
             self.stage = Stage::Filling(filled + self.group.len() as u64);
             self.group.clear();
         } else if self.in_flight == 0 {
-            self.begin(fs, 0)?;
+            self.begin(fs, (0, 0))?;
             let Some(file) = &self.file else { return Ok(false) };
             fs.begin_flush(Flush::File(file), TICKET);
             fs.begin_flush(Flush::Directory(&self.root), TICKET);
@@ -318,8 +328,10 @@ impl<F: FileSystem> Journal<F> {
         Ok(self.in_flight > 0)
     }
 
-    /// Has both halves begin anew, with generations above `generation`.
-    fn begin(&mut self, fs: &mut F, generation: u64) -> io::Result<()> {
+    /// Has both halves begin anew, with higher generations and numbers than what is in the file has.
+    fn begin(&mut self, fs: &mut F, (generation, number): (u64, u64)) -> io::Result<()> {
+        self.number = self.number.max(number + 1);
+        (self.answered_below, self.published_below) = (self.number, self.number);
         for (half, base) in self.halves.iter_mut().zip([0, self.octets / 2]) {
             *half = Half { start: base + 2 * BLOCK, end: base + self.octets / 2, ..Half::default() };
             half.state.generation = generation;
@@ -332,7 +344,7 @@ impl<F: FileSystem> Journal<F> {
     fn renew(&mut self, fs: &mut F, index: usize) -> io::Result<()> {
         let generation = self.halves.iter().map(|half| half.state.generation).max().unwrap_or(0) + 1;
         let half = &mut self.halves[index];
-        half.state = State { generation, seed: RandomState::new().hash_one(generation), published: 0 };
+        half.state = State { generation, published: self.number, seed: RandomState::new().hash_one(generation) };
         (half.free, half.durable_with) = (half.start, self.flushes + 1);
         self.write_state(fs, index)?;
         self.write_state(fs, index)
@@ -353,7 +365,8 @@ impl<F: FileSystem> Journal<F> {
             if half.live == 0 && half.free > half.start && index != self.filling {
                 self.renew(fs, index)?;
             } else if half.free > half.start {
-                half.state.published = self.published_below;
+                half.state.published =
+                    self.overdue.iter().fold(self.published_below, |below, number| below.min(*number));
                 self.write_state(fs, index)?;
             }
         }
@@ -364,10 +377,10 @@ impl<F: FileSystem> Journal<F> {
 impl<F: FileSystem> Store<F> {
     /// Has the journal take a message, all of whose octets are `content`; else it goes the plain way.
     pub(crate) fn journals(&mut self, key: usize, content: &[u8], now: Now) -> bool {
-        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| ![PROBE, ANSWERED].contains(&it.owner)) else {
+        let journal = &mut self.journal;
+        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| journal.octets > 0 && it.owner < ANSWERED) else {
             return false;
         };
-        let journal = &mut self.journal;
         let last = journal.finished.replace(now.instant);
         if last.is_none_or(|last| now.instant >= last + QUIET) {
             return false;
@@ -385,7 +398,7 @@ impl<F: FileSystem> Store<F> {
             return delivery.record.is_some();
         }
         let may_be_made = matches!(journal.stage, Stage::Absent(from) if from.is_none_or(|from| now.instant >= from));
-        if may_be_made && journal.octets > 0 && self.maildirs.room > journal.octets {
+        if may_be_made && self.maildirs.room > journal.octets {
             let made = journal.make(&mut self.maildirs.fs);
             self.check_journal(made.map(|()| false), now);
         }
@@ -394,14 +407,19 @@ impl<F: FileSystem> Store<F> {
 
     /// Goes on with making the journal, with what is to be published, and with the next group. Whether flushes were begun.
     pub(crate) fn advance_journal(&mut self, now: Now) -> bool {
+        if self.journal.file.is_none() && self.journal.failed.is_empty() && self.journal.stage != Stage::Failed {
+            return false;
+        }
         let is_due = self.journal.next().is_some_and(|due| now.instant >= due);
-        if self.journal.is_stuck() && self.journal.retry.is_none_or(|retry| now.instant >= retry) {
-            let again = self.journal.retry.replace(now.instant + RETRY).is_some();
-            for unpublished in if again { std::mem::take(&mut self.journal.failed) } else { Vec::new() } {
+        if self.journal.retry.take_if(|retry| now.instant >= *retry).is_some() {
+            self.journal.lacks_room = false;
+            for unpublished in std::mem::take(&mut self.journal.failed) {
                 self.publish_again(unpublished, now);
             }
         }
-        self.journal.retry = self.journal.retry.filter(|_| self.journal.is_stuck());
+        if !self.journal.failed.is_empty() {
+            self.journal.retry.get_or_insert(now.instant + RETRY);
+        }
         let journal = &mut self.journal;
         let many = journal.answered.len() >= PUBLISHED_AT_ONCE || self.files * 2 > self.files_max;
         if journal.unpublished == 0 && (is_due || many || journal.stage == Stage::Failed) {
@@ -412,14 +430,15 @@ impl<F: FileSystem> Store<F> {
         let room = PUBLISHED_TOGETHER.saturating_sub(self.flushes + self.written.len());
         self.written.extend(journal.publishing.drain(..room.min(journal.publishing.len())));
         let fs = &mut self.maildirs.fs;
-        if journal.stage == Stage::Failed && journal.in_flight == 0 && journal.halves.iter().all(|half| half.live == 0)
-        {
-            // What stays behind is recovered at the next start.
-            let _ = fs.remove(&journal.root, journal.name.as_c_str());
-            (journal.file, journal.stage) = (None, Stage::Absent(Some(now.instant + RETRY)));
+        let is_over = journal.stage == Stage::Failed && journal.halves.iter().all(|half| half.live == 0);
+        if is_over && journal.in_flight == 0 {
+            if journal.file.take().is_some() {
+                // What stays behind is recovered at the next start.
+                let _ = fs.remove(&journal.root, journal.name.as_c_str());
+            }
+            journal.stage = Stage::Absent(Some(now.instant + REST));
         }
-        let settled = std::mem::replace(&mut journal.settled, Ok(()));
-        let filled = settled.and_then(|()| journal.fill(fs));
+        let filled = journal.failure.take_if(|_| journal.in_flight == 0).map_or_else(|| journal.fill(fs), Err);
         let begun = filled.and_then(|filling| Ok(filling | journal.begin_flush(fs)?));
         self.check_journal(begun, now)
     }
@@ -461,23 +480,31 @@ impl<F: FileSystem> Store<F> {
         for key in std::mem::take(&mut journal.flushing) {
             let Some(delivery) = self.deliveries.get_mut(key) else { continue };
             self.journal.halves[delivery.record.take().map_or(0, |record| record.half)].live -= 1;
+            // No mailbox of it is at fault.
+            delivery.apart = true;
             delivery.fail("flush of the journal", &error, |_| true, &mut self.maildirs, now);
             self.end(key);
         }
         false
     }
 
-    /// Notes that a message is safe in its Maildirs, but for `missing`, where it is to go again.
-    pub(crate) fn published(&mut self, id: MessageId, record: Option<Record>, missing: Vec<String>) {
+    /// Notes that a message is safe in its Maildirs, but for those where it is to go again, with why. It `is_first` when it
+    /// is one of those that are published together.
+    pub(crate) fn published(
+        &mut self, id: MessageId, record: Option<Record>, is_first: bool, again: Option<(Reply, Vec<String>)>,
+    ) {
         let journal = &mut self.journal;
-        if !missing.is_empty() {
-            return journal.failed.push((id, record, missing));
+        if let Some(Record { half, number, .. }) = record {
+            journal.unpublished -= usize::from(is_first);
+            journal.overdue.retain(|overdue| *overdue != number);
+            journal.overdue.extend(again.as_ref().map(|_| number));
+            journal.halves[half].live -= usize::from(again.is_none());
         }
-        let Some(record) = record else { return };
-        journal.halves[record.half].live -= 1;
-        journal.unpublished -= 1;
-        if journal.unpublished == 0 && journal.stage == Stage::Ready {
-            journal.settled = journal.settle(&mut self.maildirs.fs);
+        if let Some((reply, destinations)) = again {
+            journal.lacks_room |= reply == Reply::STORAGE_FULL;
+            journal.failed.push((id, record, destinations));
+        } else if journal.unpublished == 0 && journal.stage == Stage::Ready {
+            journal.failure = journal.settle(&mut self.maildirs.fs).err();
         }
     }
 
@@ -495,10 +522,7 @@ impl<F: FileSystem> Store<F> {
     }
 
     fn deliver_again(&mut self, (id, record, destinations): Unpublished, content: &[u8], now: Now) {
-        // A mailbox that is gone is made again.
-        let create = std::mem::replace(&mut self.maildirs.create, true);
         let key = self.begin(id, ANSWERED, destinations.iter().map(String::as_str), true, now);
-        self.maildirs.create = create;
         if let Some(delivery) = self.deliveries.get_mut(key) {
             (delivery.record, delivery.destinations) = (record, destinations);
             delivery.remove_leftovers(&mut self.maildirs);
@@ -514,46 +538,53 @@ impl<F: FileSystem> Store<F> {
             let names = std::iter::from_fn(|| self.maildirs.fs.next_name(&mut listing).transpose());
             names.filter(|name| !matches!(name, Ok(name) if !name.to_bytes().starts_with(PREFIX.as_bytes()))).collect()
         });
-        let mut names: Vec<CString> = names.map_err(|error| (path.clone(), error))?;
-        names.sort();
+        let names: Vec<CString> = names.map_err(|error| (path.clone(), error))?;
+        // A mailbox that is gone is made again.
+        let create = std::mem::replace(&mut self.maildirs.create, true);
         for name in names {
             let path = path.join(name.to_string_lossy().as_ref());
             let opened = self.maildirs.fs.open_journal(&self.journal.root, &name, false);
             let recovered = opened.and_then(|opened| match opened {
                 Some((file, octets)) => self.recover_from(file, octets, &name, &path, now),
-                None => Ok(info!("{}: another process has it", path.display())),
+                None => Ok(()),
             });
             recovered.map_err(|error| (path, error))?;
         }
+        self.maildirs.create = create;
         Ok(())
     }
 
     fn recover_from(&mut self, file: F::File, octets: u64, name: &CStr, path: &Path, now: Now) -> io::Result<()> {
         let (shown, mut found, mut present) = (path.display(), Vec::new(), HashSet::new());
-        let generation = scan(&mut self.maildirs.fs, &file, octets, &mut |offset, entry| match entry {
+        let last = scan(&mut self.maildirs.fs, &file, octets, &mut |offset, entry| match entry {
             Some(entry) if entry.is_published => {}
             Some(entry) => found.push((entry.names.to_owned(), offset, entry.octets)),
             None => warn!("{shown}: what is at octet {offset} is damaged, or was never answered"),
         })?;
-        let mut destinations: Vec<&str> = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1)).collect();
-        destinations.sort();
-        destinations.dedup();
-        for destination in destinations {
+        let destinations = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1));
+        for destination in destinations.map(str::to_owned).collect::<HashSet<String>>() {
             // One that can't be opened fails below, too.
-            let Ok(key) = self.maildirs.open_destination(destination) else { continue };
-            let Directories { new, cur, .. } = &self.maildirs.open[key].directories;
+            let Ok(key) = self.maildirs.open_destination(&destination) else { continue };
+            let (Maildirs { fs, open, .. }, mut listed) = (&mut self.maildirs, Vec::new());
+            let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
             for directory in [new, cur] {
-                let mut listing = self.maildirs.fs.list(directory)?;
-                while let Some(name) = self.maildirs.fs.next_name(&mut listing)? {
-                    present.extend(unique(&name).map(|unique| (destination, unique.to_owned())));
-                }
+                let mut listing = fs.list(directory)?;
+                listed.extend(std::iter::from_fn(|| fs.next_name(&mut listing).transpose()));
+            }
+            for name in listed {
+                present.extend(unique(&name?).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
+            }
+            // A name that is there may be as young as the crash.
+            for directory in [new, cur].into_iter().chain(above) {
+                fs.flush(Flush::Directory(directory))?;
             }
             self.maildirs.release(key);
         }
         let mut delivered = 0;
         for (names, offset, octets) in &found {
             let (unique, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
-            let missing = destinations.split(SEPARATOR).filter(|it| !present.contains(&(*it, unique.to_owned())));
+            let missing =
+                destinations.split(SEPARATOR).filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
             let (missing, mut record) = (missing.map(str::to_owned).collect::<Vec<_>>(), vec![0; *octets]);
             if let Some(id) = MessageId::from_unique_name(unique).filter(|_| !missing.is_empty()) {
                 self.maildirs.fs.read_at(&file, &mut record, *offset)?;
@@ -579,21 +610,23 @@ impl<F: FileSystem> Store<F> {
         if octets == journal.octets && journal.file.is_none() {
             (journal.file, journal.name, journal.stage) =
                 (Some(file), Name::new(&[&name.to_string_lossy()]), Stage::Ready);
-            journal.begin(fs, generation)?;
-            journal.flushes = 1;
-            return journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)));
+            journal.begin(fs, last)?;
+            (journal.flushes, journal.dirty) = (1, false);
+            journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)))?;
+        } else {
+            fs.remove(&journal.root, name)?;
         }
-        fs.remove(&journal.root, name)?;
         fs.flush(Flush::Directory(&journal.root))
     }
 
     /// Marks the journal as empty, as the process is about to end.
     pub fn close(&mut self) {
         let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
-        if journal.stage != Stage::Ready || !journal.is_idle() || !self.deliveries.is_empty() {
+        let is_empty = journal.halves.iter().all(|half| half.live == 0);
+        if journal.stage != Stage::Ready || !journal.is_idle() || !is_empty {
             return;
         }
-        journal.halves.iter_mut().for_each(|half| half.state.published = u64::MAX);
+        journal.halves.iter_mut().for_each(|half| half.state.published = journal.number | EMPTY);
         let written = journal.write_state(fs, 0).and_then(|()| journal.write_state(fs, 1));
         let closed = written.and_then(|()| journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file))));
         if let Err(error) = closed {
@@ -612,18 +645,22 @@ struct Entry<'a> {
 }
 
 /// Shows all records of a journal, the older half first, with where they are, and `None` where one is damaged. The highest
-/// generation; an error is that of another version, or none at all.
+/// generation and number; an error is that of another version, or of none at all.
 fn scan<F: FileSystem>(
     fs: &mut F, file: &F::File, octets: u64, visit: &mut dyn FnMut(u64, Option<Entry<'_>>),
-) -> io::Result<u64> {
+) -> io::Result<(u64, u64)> {
     let mut halves = Vec::new();
     for base in [0, octets / 2] {
         let mut state: Option<State> = None;
         let (mut is_damaged, mut is_strange) = (false, false);
         for offset in [base, base + BLOCK] {
             let mut block = [0; STATE_OCTETS];
-            let read = fs.read_at(file, &mut block, offset).is_ok();
-            let found = State::decode(&block).filter(|_| read);
+            match fs.read_at(file, &mut block, offset) {
+                // It was never made whole.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => block.fill(0),
+                read => read?,
+            }
+            let found = State::decode(&block);
             is_damaged |= found.is_none() && block != [0; STATE_OCTETS];
             is_strange |= block.starts_with(&MAGIC[..10]) && !block.starts_with(MAGIC);
             state = state.max(found);
@@ -631,34 +668,43 @@ fn scan<F: FileSystem>(
         match state {
             Some(state) => halves.push((state, base)),
             None if is_strange => return Err(io::Error::other("a journal of another version; use that one's program")),
-            None if is_damaged => visit(base, None),
+            None if is_damaged => return Err(io::Error::other("its states are damaged; move it away")),
             None => {}
         }
     }
-    halves.sort();
-    let mut record = Vec::new();
-    for (state, base) in halves.iter().filter(|(state, _)| state.published < u64::MAX) {
-        let (mut offset, end) = (base + 2 * BLOCK, base + octets / 2);
-        while offset + BLOCK <= end {
-            let next = (offset / BLOCK + 1) * BLOCK;
-            record.resize(HEAD_OCTETS, 0);
-            let read = fs.read_at(file, &mut record, offset).is_ok();
-            let octets = u32::from_le_bytes([record[24], record[25], record[26], record[27]]) as usize;
-            if read && number(&record, 8) != state.generation {
-                offset = next;
+    if halves.is_sorted_by_key(|(state, _)| Reverse(*state)) {
+        halves.reverse();
+    }
+    let (mut record, mut block, mut read, mut expected) = (Vec::new(), [0; BLOCK as usize], u64::MAX, 0);
+    for (state, base) in &halves {
+        expected = expected.max(state.published & !EMPTY);
+        let (mut offset, end) = (base + 2 * BLOCK, if state.published < EMPTY { base + octets / 2 } else { 0 });
+        while offset < end {
+            let (start, place) = (offset / BLOCK * BLOCK, (offset % BLOCK) as usize);
+            if start != std::mem::replace(&mut read, start) && fs.read_at(file, &mut block, start).is_err() {
+                visit(start, None);
+                offset = start + BLOCK;
                 continue;
             }
-            record.resize(octets.clamp(HEAD_OCTETS, RECORD_MAX), 0);
+            let head = &block[place..];
+            // Either shows that something was there, if not both are right.
+            if number(head, 8) != state.generation && number(head, 16) != expected {
+                offset += HEAD_OCTETS as u64;
+                continue;
+            }
+            record.resize((number(head, 24) as u32 as usize).clamp(HEAD_OCTETS, RECORD_MAX), 0);
             let whole =
                 fs.read_at(file, &mut record, offset).is_ok() && xxh64(&record[8..], state.seed) == number(&record, 0);
+            let this = number(&record, 16);
             let (names, content) = parts(&record);
-            let is_published = number(&record, 16) < state.published;
-            let entry = Entry { number: number(&record, 16), is_published, octets: record.len(), names, content };
+            let entry =
+                Entry { number: this, is_published: this < state.published, octets: record.len(), names, content };
             visit(offset, whole.then_some(entry));
-            offset = if whole { offset + record.len() as u64 } else { next };
+            expected = if whole { this + 1 } else { expected };
+            offset += if whole { record.len().next_multiple_of(HEAD_OCTETS) } else { HEAD_OCTETS } as u64;
         }
     }
-    Ok(halves.iter().map(|(state, _)| state.generation).max().unwrap_or(0))
+    Ok((halves.last().map_or(0, |(state, _)| state.generation), expected))
 }
 
 /// The names of a record, the last without its zero, and the message.
