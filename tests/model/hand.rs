@@ -245,6 +245,18 @@ impl ModelDisk {
         self.0.borrow().log.iter().map(|&(kind, _)| kind).collect()
     }
 
+    /// All operations so far, and on what.
+    pub fn log(&self) -> Vec<(Kind, String)> {
+        self.0.borrow().log.clone()
+    }
+
+    /// Groups of records that were written, by where in the journal.
+    pub fn groups(&self) -> Vec<usize> {
+        let machine = self.0.borrow();
+        let groups = machine.log.iter().filter(|(kind, on)| *kind == Kind::WriteAt && !on.starts_with("48 "));
+        groups.filter_map(|(_, on)| on.rsplit_once(' ')?.1.parse().ok()).collect()
+    }
+
     pub fn count(&self, kind: Kind) -> usize {
         self.operations().into_iter().filter(|&other| other == kind).count()
     }

@@ -649,8 +649,8 @@ impl FileSystem for ModelDisk {
     fn write_at(&mut self, file: &Handle, octets: &[u8], offset: u64) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
         let result = machine.operation(Kind::WriteAt, &format!("{} octets at {offset}", octets.len()));
-        // One that fails may have written some.
-        let octets = if result.is_ok() { octets } else { &octets[..octets.len() / 2] };
+        // One that fails may have written some, but never a part of a sector.
+        let octets = if result.is_ok() { octets } else { &octets[..octets.len() / 2 / SECTOR * SECTOR] };
         if !machine.dead && !octets.is_empty() {
             machine.overwrite(file.inode, octets, offset as usize);
         }
