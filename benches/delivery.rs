@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,8 @@ const IN_FLIGHT: [usize; 4] = [1, 8, 32, 128];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// As the server does it: flushes begun, their ends events.
+    /// As the server does it: flushes begun, their ends events; with the journal, or without.
+    Journal,
     Delivery,
     /// The same code, flushes left out.
     Never,
@@ -43,9 +45,10 @@ enum Way {
     OneByOne,
 }
 
-const WAYS: [(Way, &str); 4] = [
+const WAYS: [(Way, &str); 5] = [
     (Way::OneByOne, "(b) one by one"),
-    (Way::Delivery, "delivery"),
+    (Way::Journal, "delivery, --sync journal"),
+    (Way::Delivery, "delivery, --sync always"),
     (Way::Blocking, "(c) blocking fallback"),
     (Way::Never, "(a) no flush"),
 ];
@@ -57,6 +60,7 @@ struct Sample {
     /// Milliseconds from a message's last octet to its outcome.
     p50: f64,
     p99: f64,
+    p999: f64,
 }
 
 /// Messages on their way, each since when, and how long those took that ended.
@@ -81,7 +85,8 @@ impl Load {
         let rate = self.latencies.len() as f64 / self.start.elapsed().as_secs_f64();
         self.latencies.sort_by(f64::total_cmp);
         let at = |share: f64| self.latencies.get((self.latencies.len() as f64 * share) as usize).copied();
-        Sample { rate, p50: at(0.5).unwrap_or(f64::NAN), p99: at(0.99).unwrap_or(f64::NAN) }
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| at(share).unwrap_or(f64::NAN));
+        Sample { rate, p50, p99, p999 }
     }
 }
 
@@ -101,8 +106,8 @@ fn main() {
         }
     }
     println!(
-        "\n{:>9}  {:<22}{:>11}{:>9}{:>9}   to (b), least and most",
-        "in flight", "", "messages/s", "p50 ms", "p99 ms"
+        "\n{:>9}  {:<26}{:>11}{:>9}{:>9}{:>10}   to (b), least and most",
+        "in flight", "", "messages/s", "p50 ms", "p99 ms", "p99.9 ms"
     );
     for (row, in_flight) in samples.iter().zip(IN_FLIGHT) {
         for (cell, (_, name)) in row.iter().zip(WAYS) {
@@ -110,20 +115,23 @@ fn main() {
             let ratios: Vec<f64> = cell.iter().zip(&row[0]).map(|(it, base)| it.rate / base.rate).collect();
             let (least, most) = range(&ratios);
             println!(
-                "{in_flight:>9}  {name:<22}{:>11.0}{:>9.2}{:>9.2}   {:.2} ({least:.2} to {most:.2})",
+                "{in_flight:>9}  {name:<26}{:>11.0}{:>9.2}{:>9.2}{:>10.2}   {:.2} ({least:.2} to {most:.2})",
                 of(|it| it.rate),
                 of(|it| it.p50),
                 of(|it| it.p99),
+                of(|it| it.p999),
                 median(ratios),
             );
         }
     }
+    print_written(&workplace);
 }
 
 fn measure(way: Way, workplace: &Workplace, in_flight: usize, time: Duration) -> Sample {
     let path = workplace.maildir();
     let sample = match way {
         Way::OneByOne => one_by_one(&path, in_flight, time),
+        Way::Journal => deliver(&path, SyncMode::Journal, true, in_flight, time),
         Way::Delivery => deliver(&path, SyncMode::Always, true, in_flight, time),
         Way::Blocking => deliver(&path, SyncMode::Always, false, in_flight, time),
         Way::Never => deliver(&path, SyncMode::Never, false, in_flight, time),
@@ -136,57 +144,106 @@ fn message() -> Vec<u8> {
     b"all work and no play makes a line of sixty-three octets of text\n".repeat(MESSAGE_OCTETS / 64)
 }
 
+fn deliver(path: &Path, sync: SyncMode, prove: bool, in_flight: usize, time: Duration) -> Sample {
+    Machine::new(path, sync, prove).run(in_flight, usize::MAX, time)
+}
+
 /// The library's delivery, driven as the server's loop drives it: events mark, a turn takes what came in, advances all,
 /// and tells what ended.
-fn deliver(path: &Path, sync: SyncMode, prove: bool, in_flight: usize, time: Duration) -> Sample {
-    let random = u64::from(std::process::id());
-    let config = Config { maildir: path.to_owned(), min_free: MinFree::Octets(0), ..Config::default() };
-    let mut store = Store::open(Disk::new(sync), &config, random).unwrap();
-    if prove {
-        store.prove().unwrap();
+struct Machine {
+    store: Store<Disk>,
+    ids: MessageIds,
+    poll: Poll,
+    events: Events,
+}
+
+impl Machine {
+    fn new(path: &Path, sync: SyncMode, prove: bool) -> Self {
+        let random = u64::from(std::process::id());
+        let config = Config { maildir: path.to_owned(), sync, min_free: MinFree::Octets(0), ..Config::default() };
+        let mut store = Store::open(Disk::new(sync), &config, random).unwrap();
+        store.recover(Now::read()).unwrap();
+        if prove {
+            store.prove().unwrap();
+        }
+        let poll = Poll::new().unwrap();
+        let event = store.file_system().flush_event().map(|event| event.as_raw_fd());
+        assert_eq!(event.is_some(), prove, "asynchronous flushes don't work here");
+        if let Some(event) = event {
+            poll.registry().register(&mut SourceFd(&event), Token(0), Interest::READABLE).unwrap();
+        }
+        Self { store, ids: MessageIds::new(random, std::process::id()), poll, events: Events::with_capacity(16) }
     }
-    let mut ids = MessageIds::new(random, std::process::id());
-    let mut poll = Poll::new().unwrap();
-    let mut events = Events::with_capacity(16);
-    let event = store.file_system().flush_event().map(|event| event.as_raw_fd());
-    assert_eq!(event.is_some(), prove, "asynchronous flushes don't work here");
-    if let Some(event) = event {
-        poll.registry().register(&mut SourceFd(&event), Token(0), Interest::READABLE).unwrap();
-    }
-    let content = message();
-    let mut load = Load::new(in_flight, time);
-    let mut ready: Vec<usize> = (0..in_flight).collect();
-    loop {
-        // A server asks its poll each turn, also when it has something to do.
-        let patience = if ready.is_empty() { None } else { Some(Duration::ZERO) };
-        poll.poll(&mut events, patience).unwrap();
-        let now = Now::read();
-        if now.instant >= load.end {
-            let sample = load.sample();
-            finish(&mut store, &mut poll, &mut events);
-            return sample;
+
+    /// So many messages, or as many as can be in that time, and waits for those that are still on their way.
+    fn run(&mut self, in_flight: usize, messages: usize, time: Duration) -> Sample {
+        let content = message();
+        let mut load = Load::new(in_flight, time);
+        let (mut ready, mut begun): (Vec<usize>, usize) = ((0..in_flight).collect(), 0);
+        loop {
+            // A server asks its poll each turn, also when it has something to do.
+            let is_over = begun == messages || Instant::now() >= load.end;
+            let patience = Duration::from_millis(if ready.is_empty() || is_over { 1 } else { 0 });
+            self.poll.poll(&mut self.events, Some(patience)).unwrap();
+            let now = Now::read();
+            if is_over && load.latencies.len() == begun {
+                break;
+            }
+            for owner in ready.drain(..).take(if is_over { 0 } else { messages - begun }) {
+                load.begun[owner] = now.instant;
+                let key = self.store.begin(self.ids.next(now.wall), owner, [MAIN], false, now);
+                self.store.finish(key, &content, now);
+                begun += 1;
+            }
+            self.store.advance(!self.events.is_empty(), now);
+            let ended = Instant::now();
+            while let Some((owner, outcome)) = self.store.outcome() {
+                assert_eq!(outcome, Outcome::Stored);
+                load.ended(owner, ended);
+                ready.push(owner);
+            }
         }
-        for owner in ready.drain(..) {
-            load.begun[owner] = now.instant;
-            let key = store.begin(ids.next(now.wall), owner, [MAIN], false, now);
-            store.finish(key, &content, now);
+        let sample = load.sample();
+        while !self.store.is_idle() {
+            self.store.advance(true, Now::read());
+            self.poll.poll(&mut self.events, Some(Duration::from_millis(1))).unwrap();
         }
-        store.advance(!events.is_empty(), now);
-        let ended = Instant::now();
-        while let Some((owner, outcome)) = store.outcome() {
-            assert_eq!(outcome, Outcome::Stored);
-            load.ended(owner, ended);
-            ready.push(owner);
-        }
+        sample
     }
 }
 
-/// Waits for the messages that are still on their way.
-fn finish(store: &mut Store<Disk>, poll: &mut Poll, events: &mut Events) {
-    while !store.is_idle() {
-        store.advance(true, Now::read());
-        while store.outcome().is_some() {}
-        poll.poll(events, Some(Duration::from_millis(10))).unwrap();
+/// KiB that the device wrote for each of so many messages, so many of them at a time; `None` where it does not tell.
+fn written(path: &Path, sync: SyncMode, messages: usize, in_flight: usize) -> Option<f64> {
+    let mut machine = Machine::new(path, sync, true);
+    // The journal is there from the first burst on; what comes after a second of quiet is the first of another.
+    machine.run(8, 400, Duration::from_secs(30));
+    std::thread::sleep(Duration::from_millis(1100));
+    let sectors = || {
+        rustix::fs::syncfs(File::open(path).unwrap()).unwrap();
+        let device = path.metadata().unwrap().dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let stat = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+        stat.split_whitespace().nth(6)?.parse::<u64>().ok()
+    };
+    let before = sectors()?;
+    machine.run(in_flight, messages, Duration::from_secs(60));
+    Some((sectors()? - before) as f64 / 2.0 / messages as f64)
+}
+
+fn print_written(workplace: &Workplace) {
+    println!("\nKiB written to the device for a message of {MESSAGE_OCTETS} octets, medians of {ROUNDS}");
+    println!("{:>9}{:>11}{:>16}{:>16}", "messages", "in flight", "--sync always", "--sync journal");
+    for (messages, in_flight) in [(1, 1), (32, 32), (1000, 1), (1000, 100)] {
+        let one = |sync| {
+            let rounds = (0..ROUNDS).filter_map(|_| {
+                let written = written(&workplace.maildir(), sync, messages, in_flight);
+                workplace.clear();
+                written
+            });
+            let rounds: Vec<f64> = rounds.collect();
+            if rounds.is_empty() { "not told".to_owned() } else { format!("{:.1}", median(rounds)) }
+        };
+        println!("{messages:>9}{in_flight:>11}{:>16}{:>16}", one(SyncMode::Always), one(SyncMode::Journal));
     }
 }
 

@@ -114,6 +114,8 @@ pub struct Buffers {
     small: Vec<Vec<u8>>,
     /// Blocks that are lent; how many may be is for the borrower to ask first.
     pub blocks_lent: usize,
+    /// How many of the kept blocks nobody has needed since the last `trim`.
+    blocks_unused: usize,
 }
 
 impl Buffers {
@@ -124,7 +126,22 @@ impl Buffers {
         } else if buffer.capacity() == 0 {
             self.blocks_lent += 1;
             *buffer = self.blocks.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_OCTETS));
+            self.blocks_unused = self.blocks_unused.min(self.blocks.len());
         }
+    }
+
+    /// Gives up blocks that nobody has needed since the last time, and small buffers, but one of each; whether there may be
+    /// more to give up.
+    pub fn trim(&mut self) -> bool {
+        self.blocks.truncate((self.blocks.len() - self.blocks_unused).max(1));
+        self.blocks_unused = self.blocks.len();
+        self.small.truncate(1);
+        self.is_large()
+    }
+
+    /// Whether more is kept than a quiet server needs.
+    pub fn is_large(&self) -> bool {
+        self.blocks.len() > 1
     }
 
     /// Takes the memory of `buffer` back, if it has some; what grew is not kept.

@@ -60,7 +60,15 @@ pub struct Now {
 impl Now {
     /// Reads both clocks.
     pub fn read() -> Self {
-        Self { instant: Instant::now(), wall: SystemTime::now() }
+        #[cfg(not(all(target_env = "musl", target_pointer_width = "32")))]
+        let wall = SystemTime::now();
+        // Here that has 32 bits for its seconds, and panics from 2038 on.
+        #[cfg(all(target_env = "musl", target_pointer_width = "32"))]
+        let wall = {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+            SystemTime::UNIX_EPOCH + std::time::Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec as u32)
+        };
+        Self { instant: Instant::now(), wall }
     }
 }
 

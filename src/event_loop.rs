@@ -4,17 +4,19 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
@@ -26,11 +28,12 @@ use crate::server::{Readiness, Server};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
+use crate::sys::{handed_over, trim_heap};
 
 /// A connection's token is its key; those of listeners begin here, where no key comes to.
 const LISTENERS: usize = usize::MAX / 2;
 const STOPS: Token = Token(usize::MAX);
-const RELOADS: Token = Token(usize::MAX - 1);
+const SIGNALS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
@@ -43,7 +46,7 @@ const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
 struct Listener {
     socket: OwnedFd,
-    /// Where it really listens: never at port 0.
+    /// Where it really listens: never at port 0, nor with a path that is not ours to remove.
     place: Place,
     dialect: Dialect,
     /// Connections may wait to be taken; an event that was seen and not followed up never comes again.
@@ -82,6 +85,16 @@ impl Listener {
         Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
     }
 
+    /// Takes a socket over from a service manager.
+    fn take_over(socket: OwnedFd, dialect: Dialect) -> Result<Self, Errno> {
+        let listens = sockopt::socket_acceptconn(&socket)?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?;
+        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
+        let place = bound.map_or_else(|_| Place::Unix(PathBuf::new()), Place::Tcp);
+        if listens { Ok(Self { socket, place, dialect, ready: false }) } else { Err(Errno::INVAL) }
+    }
+
     /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
     fn accept(&self, poll: &Poll, token: Token) -> Result<(TcpStream, Peer), Errno> {
         let (socket, address) = rustix::net::acceptfrom_with(&self.socket, FLAGS)?;
@@ -115,10 +128,10 @@ pub struct EventLoop {
     /// Takes an octet for each time that the end is asked for, which `stops` gives.
     stopper: Arc<OwnedFd>,
     stops: OwnedFd,
-    /// Gives an octet for each time that the table is to be read again.
-    reloads: OwnedFd,
+    signals: SignalFd,
     /// Below which directories files may be made.
     writable: Vec<PathBuf>,
+    manager: Option<OwnedFd>,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
 }
@@ -126,26 +139,23 @@ pub struct EventLoop {
 impl EventLoop {
     /// Binds the sockets, opens and proves the Maildir, and is then ready to accept. An error says what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
+        let handed: Vec<_> = config.signals.then(handed_over).into_iter().flatten().collect();
+        let manager = if config.signals { manager() } else { None };
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
-        let (reloads, reload) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
-        if config.signals {
-            // Process 1 of a container would else ignore them.
-            for signal in [SIGTERM, SIGINT] {
-                signal_hook::low_level::pipe::register(signal, stopper.try_clone()?)?;
-            }
-            signal_hook::low_level::pipe::register(SIGHUP, reload)?;
-            // A file size limit is an error of a write, not the end of the process. Nobody reads what this sets.
-            signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-        }
+        // Process 1 of a container would else ignore them. A file size limit is an error of a write, not the end of the process.
+        let wanted = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGXFSZ];
+        let wanted: SigSet = wanted.into_iter().filter(|_| config.signals).collect();
+        wanted.thread_block()?;
+        let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let files_max = share_descriptors(&mut config);
         config.protocol.destinations_max = (files_max / MAILDIR_DESCRIPTORS).clamp(1, config.protocol.destinations_max);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
-        let listeners = listen(&config)?;
+        let listeners = listen(&config, handed)?;
         if let Some(user) = &config.user {
             become_user(user).map_err(io::Error::other)?;
         }
         // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
-        let random = RandomState::new().hash_one(SystemTime::now());
+        let random = RandomState::new().hash_one(Now::read().wall);
         let mut disk = Disk::new(config.sync);
         disk.group_readable = config.group_readable;
         let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
@@ -155,7 +165,7 @@ impl EventLoop {
         store.files_max = files_max;
         let poll = Poll::new()?;
         watch(&poll, &stops, STOPS, Interest::READABLE)?;
-        watch(&poll, &reloads, RELOADS, Interest::READABLE)?;
+        watch(&poll, &signals, SIGNALS, Interest::READABLE)?;
         if let Some(event) = store.file_system().flush_event() {
             watch(&poll, &event, FLUSHES, Interest::READABLE)?;
         }
@@ -165,7 +175,8 @@ impl EventLoop {
         let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
         let spare = rustix::io::dup(&stops).ok();
-        Ok(Self { poll, listeners, accept_from: None, spare, server, stopper, stops, reloads, writable, end: None })
+        let (accept_from, end) = (None, None);
+        Ok(Self { poll, listeners, accept_from, spare, server, stopper, stops, signals, writable, manager, end })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -196,8 +207,10 @@ impl EventLoop {
         info!("memory: at most {memory} MiB with {connections} connections");
         let path = absolute(&config.maildir).unwrap_or_else(|_| config.maildir.clone());
         info!("storing mail in {}", path.display());
+        let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"READY=1", SendFlags::NOSIGNAL));
         let mut events = Events::with_capacity(1024);
         let mut now = Now::read();
+        let (mut most, mut trim_from) = (0, now.instant);
         loop {
             match self.poll.poll(&mut events, Some(self.patience(now.instant))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -206,8 +219,12 @@ impl EventLoop {
             now = Now::read();
             for event in &events {
                 match event.token() {
-                    STOPS => self.stop(now),
-                    RELOADS => self.reload(),
+                    STOPS => {
+                        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
+                            self.stop(now);
+                        }
+                    }
+                    SIGNALS => self.take_signals(now),
                     FLUSHES => self.server.flushes_ended = true,
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
@@ -221,6 +238,12 @@ impl EventLoop {
             }
             self.accept(now);
             self.server.turn(now);
+            // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
+            most = most.max(self.server.connections());
+            if most >= 64 && self.server.connections() <= most / 8 && now.instant >= trim_from {
+                trim_heap();
+                (most, trim_from) = (0, now.instant + Duration::from_secs(30));
+            }
             if self.end.is_some_and(|end| now.instant >= end || self.server.is_empty()) {
                 if !self.server.is_empty() {
                     warn!("stopping with {} connections in a message", self.server.connections());
@@ -234,17 +257,25 @@ impl EventLoop {
 
     /// Begins the end, or where it has begun, has it be now.
     fn stop(&mut self, now: Now) {
-        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
-            let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
-            info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
-            self.listeners.clear();
-            self.server.drain();
-            self.end = Some(now.instant + grace);
+        let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
+        let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"STOPPING=1", SendFlags::NOSIGNAL));
+        info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
+        self.listeners.clear();
+        self.server.drain();
+        self.end = Some(now.instant + grace);
+    }
+
+    fn take_signals(&mut self, now: Now) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match (signal.ssi_signo as i32).try_into() {
+                Ok(Signal::SIGTERM | Signal::SIGINT) => self.stop(now),
+                Ok(Signal::SIGHUP) => self.reload(),
+                _ => {}
+            }
         }
     }
 
     fn reload(&mut self) {
-        let _ = rustix::io::read(&self.reloads, &mut [0; 64]);
         let read = Recipients::load(&self.server.config).and_then(|recipients| {
             let inside = |path: PathBuf| self.writable.iter().any(|directory| path.starts_with(directory));
             let outside = recipients.maildirs().find(|path| !absolute(path).is_ok_and(inside)).map(str::to_owned);
@@ -303,6 +334,15 @@ impl EventLoop {
     }
 }
 
+/// Where a service manager hears of the start and the end (`sd_notify(3)`); the sandbox lets nobody connect any more.
+fn manager() -> Option<OwnedFd> {
+    let name = std::env::var_os("NOTIFY_SOCKET")?;
+    let unnamed = name.as_bytes().strip_prefix(b"@").map(SocketAddrUnix::new_abstract_name);
+    let address = unnamed.unwrap_or_else(|| SocketAddrUnix::new(&*name)).ok()?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, FLAGS, None).ok()?;
+    rustix::net::connect(&socket, &address).ok().map(|()| socket)
+}
+
 fn watch(poll: &Poll, socket: &impl AsRawFd, token: Token, interest: Interest) -> io::Result<()> {
     poll.registry().register(&mut mio::unix::SourceFd(&socket.as_raw_fd()), token, interest)
 }
@@ -314,7 +354,8 @@ fn share_descriptors(config: &mut Config) -> usize {
     let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
     let limit = getrlimit(Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX).max(wanted.min(limit.maximum.unwrap_or(wanted)));
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..limit });
+    let raised = Rlimit { current: Some(current), ..limit };
+    let _ = limit.current.filter(|it| *it < current).map(|_| setrlimit(Resource::Nofile, raised));
     let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(4);
     let least = room / if config.mailboxes.is_some() || config.recipients.is_some() { 2 } else { 4 };
     let files_max = room.saturating_sub(*connections_max).clamp(least.min(FILES_MAX), FILES_MAX);
@@ -350,12 +391,20 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
     Ok(anywhere)
 }
 
-fn listen(config: &Config) -> io::Result<Vec<Listener>> {
+/// Listens where the settings say, or for SMTP in their place where a service manager does already.
+fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Vec<Listener>> {
     let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
     let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
-    let mut listeners = Vec::new();
-    for (place, dialect) in smtp.chain(lmtp) {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let (mut names, mut listeners) = (names.split(':'), Vec::new());
+    for socket in handed {
+        let dialect = if names.next() == Some("lmtp") { Dialect::Lmtp } else { Dialect::Smtp };
+        let taken = socket.and_then(|socket| Listener::take_over(socket, dialect));
+        listeners.push(taken.map_err(|error| io::Error::other(format!("LISTEN_FDS: no listener: {error}")))?);
+    }
+    let activated = !listeners.is_empty();
+    for (place, dialect) in smtp.filter(|_| !activated).chain(lmtp) {
         match Listener::bind(place, dialect) {
             Ok(listener) => listeners.push(listener),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if config.listen.is_none() && dialect == Dialect::Smtp => {

@@ -30,7 +30,7 @@ use xxhash_rust::xxh64::xxh64;
 use crate::config::{BLOCK_OCTETS, Config};
 use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, Store};
 use crate::fs::{Disk, FileSystem, Flush, SyncMode, Ticket};
-use crate::maildir::{Directories, Maildir, Maildirs, Name, PathError};
+use crate::maildir::{Directories, MAIN_KEY, Maildir, Maildirs, Name, PathError};
 use crate::smtp::reply::Reply;
 use crate::smtp::trace::MessageId;
 
@@ -296,6 +296,8 @@ impl<F: FileSystem> Journal<F> {
 
     /// Makes the file, under the first number that is free.
     fn make(&mut self, fs: &mut F) -> io::Result<()> {
+        // A descriptor tells of an error once; and the directory may be another by now.
+        self.root = fs.open_directory(&self.path, false)?;
         for number in 0..u16::MAX {
             self.name = Name::new(&[PREFIX, itoa::Buffer::new().format(number)]);
             match fs.open_journal(&self.root, self.name.as_c_str(), true) {
@@ -413,6 +415,10 @@ impl<F: FileSystem> Store<F> {
         let is_due = self.journal.next().is_some_and(|due| now.instant >= due);
         if self.journal.retry.take_if(|retry| now.instant >= *retry).is_some() {
             self.journal.lacks_room = false;
+            let main = &self.maildirs.open[MAIN_KEY];
+            if main.failed && main.flushes == 0 {
+                let _ = self.maildirs.open_main();
+            }
             for unpublished in std::mem::take(&mut self.journal.failed) {
                 self.publish_again(unpublished, now);
             }
@@ -563,16 +569,20 @@ impl<F: FileSystem> Store<F> {
         })?;
         let destinations = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1));
         for destination in destinations.map(str::to_owned).collect::<HashSet<String>>() {
-            // One that can't be opened fails below, too.
-            let Ok(key) = self.maildirs.open_destination(&destination) else { continue };
+            let Ok(key) = self.maildirs.open_destination(&destination) else {
+                // Alone it stands for not knowing what is there.
+                present.insert(destination);
+                continue;
+            };
             let (Maildirs { fs, open, .. }, mut listed) = (&mut self.maildirs, Vec::new());
             let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
             for directory in [new, cur] {
                 let mut listing = fs.list(directory)?;
-                listed.extend(std::iter::from_fn(|| fs.next_name(&mut listing).transpose()));
+                let names = std::iter::from_fn(|| fs.next_name(&mut listing).transpose());
+                listed.extend(names.collect::<io::Result<Vec<_>>>()?);
             }
-            for name in listed {
-                present.extend(unique(&name?).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
+            for name in &listed {
+                present.extend(unique(name).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
             }
             // A name that is there may be as young as the crash.
             for directory in [new, cur].into_iter().chain(above) {
@@ -586,7 +596,10 @@ impl<F: FileSystem> Store<F> {
             let missing =
                 destinations.split(SEPARATOR).filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
             let (missing, mut record) = (missing.map(str::to_owned).collect::<Vec<_>>(), vec![0; *octets]);
-            if let Some(id) = MessageId::from_unique_name(unique).filter(|_| !missing.is_empty()) {
+            let Some(id) = MessageId::from_unique_name(unique) else { continue };
+            if missing.iter().any(|destination| present.contains(destination)) {
+                self.journal.failed.push((id, None, missing));
+            } else if !missing.is_empty() {
                 self.maildirs.fs.read_at(&file, &mut record, *offset)?;
                 self.deliver_again((id, None, missing), parts(&record).1, now);
                 delivered += 1;
@@ -601,7 +614,7 @@ impl<F: FileSystem> Store<F> {
             error!("{shown}: {} can't be delivered to {destinations:?}; it stays in there", id.as_str());
         }
         if delivered > 0 {
-            info!("{shown}: {} messages were left from before, delivered now", delivered - failed.len());
+            info!("{shown}: {} messages were left from before, delivered now", delivered.saturating_sub(failed.len()));
         }
         if !failed.is_empty() {
             return Ok(());

@@ -1,5 +1,6 @@
 //! The program: options, a logger, and the loop.
 
+mod health;
 mod options;
 
 use std::io::{self, Write};
@@ -9,18 +10,24 @@ use mailchute::EventLoop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 fn main() -> ExitCode {
-    // 64 as `sysexits.h` has it.
-    let parsed = options::parse().map_err(|problem| (format!("{problem}; see mailchute --help"), 64));
-    // What is made has its mode from us, whoever started us.
-    rustix::process::umask(rustix::fs::Mode::empty());
-    let ended = parsed.and_then(|(config, filters)| {
-        start_logging(&filters);
-        EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
-    });
+    let mut arguments = std::env::args_os().skip(1);
+    let asked = arguments.next().is_some_and(|first| first == "healthcheck");
+    let ended = if asked { health::check(arguments) } else { serve() };
     let Err((problem, status)) = ended else { return ExitCode::SUCCESS };
     // Nobody may be left to read it.
     let _ = writeln!(io::stderr(), "mailchute: {problem}");
     ExitCode::from(status)
+}
+
+fn serve() -> Result<(), (String, u8)> {
+    // 64 as `sysexits.h` has it.
+    let parsed = options::parse().map_err(|problem| (format!("{problem}; see mailchute --help"), 64));
+    // What is made has its mode from us, whoever started us.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let (config, filters, in_force) = parsed?;
+    start_logging(&filters);
+    in_force.lines().for_each(|line| log::debug!("{line}"));
+    EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
 }
 
 /// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.

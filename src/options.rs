@@ -30,15 +30,17 @@ fn options() -> impl Iterator<Item = (&'static str, &'static str, &'static str)>
     })
 }
 
-/// Reads the command line, and from the environment what it does not say: the settings, and filters for the log. Prints
-/// help or the version where that is asked for, and ends. An error is one line: what is wrong, and what would be right.
-pub fn parse() -> Result<(Config, String), lexopt::Error> {
+/// Reads the command line, and from the environment what it does not say: the settings, filters for the log, and in a line
+/// for each what is in force. Prints help, the version or these lines where that is asked for, and ends. An error is one
+/// line: what is wrong, and what would be right.
+pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
     let mut flags = Vec::new();
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         let option = match argument {
             Arg::Long("help") | Arg::Short('h') => print(&[VERSION, HELP].concat()),
             Arg::Long("version") | Arg::Short('V') => print(VERSION),
+            Arg::Long("check") | Arg::Short('c') => Some(("check", "", "")),
             Arg::Long(name) => options().find(|(known, ..)| *known == name),
             _ => None,
         };
@@ -47,6 +49,7 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
     }
     let mut config = Config { signals: true, sandbox: Auto, ..Config::default() };
     let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
+    let mut in_force = String::new();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
         let given = flags.iter().filter(|(flag, _)| *flag == name);
@@ -57,13 +60,18 @@ pub fn parse() -> Result<(Config, String), lexopt::Error> {
             let parts = value.as_bytes().split(|&octet| octet == b',' && placeholder.ends_with('…'));
             values.extend(parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()));
         }
+        if values.is_empty() {
+            let without = help.split_once(" [").map_or("none", |(_, it)| it.trim_end_matches(']'));
+            in_force.extend(["--", name, " ", without, "  # by default\n"]);
+        }
         for value in values {
             let text = value.to_string_lossy();
             apply(name, &value, text.trim(), &mut config, &mut filters)
                 .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
+            in_force += &format!("--{name} {text:?}  # from {source}\n");
         }
     }
-    Ok((config, filters))
+    if flags.iter().any(|(name, _)| *name == "check") { print(&in_force) } else { Ok((config, filters, in_force)) }
 }
 
 /// Sets what `name` stands for, from text or where it is a path from any octets; `None` where the value is wrong.
@@ -120,7 +128,8 @@ fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
     choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
 }
 
-fn place(value: &str) -> Option<Place> {
+/// Where to listen, or who to ask.
+pub fn place(value: &str) -> Option<Place> {
     let unix = value.strip_prefix("unix:").filter(|path| !path.is_empty()).map(|path| Place::Unix(path.into()));
     unix.or_else(|| value.parse().ok().map(Place::Tcp))
 }

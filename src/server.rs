@@ -23,6 +23,8 @@ use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
 const LOOKS_APART: Duration = Duration::from_millis(250);
+/// How long blocks must have been kept in vain before they are given up.
+const TRIMS_APART: Duration = Duration::from_secs(1);
 /// How long a peer may be silent that never said anything.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one may be at least before it gives way to others on a crowded server.
@@ -228,6 +230,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             self.reply(key);
         }
         self.store.sweep(now);
+        if self.buffers.is_large() {
+            self.look = self.look.min(now.instant + TRIMS_APART);
+        }
         if self.look <= now.instant {
             self.expire(now);
         }
@@ -383,7 +388,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// times a second at most; on a crowded server those go that did so longest, as many as have to.
     fn expire(&mut self, now: Now) {
         let timeout = self.config.timeout;
-        self.look = now.instant + timeout;
+        self.look = now.instant + if self.buffers.trim() { TRIMS_APART.min(timeout) } else { timeout };
         for key in 0..self.connections.capacity() {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if connection.action == Action::Deliver || connection.scheduled {

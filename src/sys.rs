@@ -2,14 +2,14 @@
 //!
 //! Since Linux 4.18 the kernel runs `fsync` and `fdatasync` in its own workers and tells an eventfd when one ends. This
 //! takes no threads of ours, nor io_uring, which many boards lack and many container engines forbid. The structures are
-//! those of `linux/aio_abi.h`. All `unsafe` of the crate is in this file.
+//! those of `linux/aio_abi.h`. All `unsafe` of the crate is in this file, so two small things follow that need some.
 
 use crate::fs::{Disk, Flush, Ticket};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{offset_of, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 /// Requests handed over, or ends fetched, by one system call.
@@ -143,6 +143,24 @@ impl Drop for Aio {
         // SAFETY: the context is ours and not used afterwards; no flush under way points to our memory.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
+}
+
+/// What a service manager opened for this process (`sd_listen_fds(3)`): to be asked once, before anything else is open.
+pub(crate) fn handed_over() -> impl Iterator<Item = rustix::io::Result<OwnedFd>> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let count = number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id()));
+    (3..).take(count.unwrap_or(0) as usize).map(|file| {
+        // SAFETY: a descriptor that is open was left to us, as these variables say; nobody else here knows its number.
+        let (asked, owned) = unsafe { (BorrowedFd::borrow_raw(file), || OwnedFd::from_raw_fd(file)) };
+        rustix::io::fcntl_setfd(asked, rustix::io::FdFlags::CLOEXEC).map(|()| owned())
+    })
+}
+
+/// Has glibc give back the memory that it keeps for itself; what other allocators keep is little.
+pub(crate) fn trim_heap() {
+    // SAFETY: it locks what it works on, and what is in use stays as it is.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::malloc_trim(0) };
 }
 
 #[cfg(test)]
