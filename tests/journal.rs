@@ -7,12 +7,14 @@ mod model;
 
 use mailchute::Config;
 use mailchute::delivery::MinFree;
+use mailchute::fs::SyncMode;
 use mailchute::smtp::session::Dialect;
 use model::hand::{Found, Random, message};
 use model::peer::{Mail, Manner, World, with_mailboxes};
 use model::power_cut::{Choices, Promise, judge_each};
 use model::{Ends, Kind, MAILDIR, ModelDisk};
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -458,4 +460,498 @@ fn no_error_loses_what_was_answered_nor_delivers_what_was_refused() {
     }
     println!("{runs} runs with a fault, {refusals} messages refused");
     assert!(refusals > 100, "nothing was refused");
+}
+
+thread_local! {
+    static WARNINGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps what is logged as a warning or worse, for each thread.
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            WARNINGS.with_borrow_mut(|warnings| warnings.push(record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// What was logged since the last call; from the first on it is kept.
+fn warnings() -> Vec<String> {
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+    WARNINGS.take()
+}
+
+/// A record of a journal, as its documentation has it.
+#[derive(Clone, Debug)]
+struct Record {
+    at: usize,
+    octets: usize,
+    published: bool,
+    /// The unique name.
+    name: String,
+}
+
+/// Reads a journal in which nothing is damaged, by its documentation.
+fn records(journal: &[u8]) -> Vec<Record> {
+    let number = |at: usize| u64::from_le_bytes(journal[at..at + 8].try_into().unwrap());
+    let mut records = Vec::new();
+    let half = journal.len() / 2;
+    for base in [0, half] {
+        let states = [base, base + BLOCK as usize].map(|at| (number(at + 16), number(at + 24)));
+        let (generation, published) = states.into_iter().max().unwrap();
+        let mut at = base + 2 * BLOCK as usize;
+        while generation > 0 && at < base + half {
+            if number(at + 8) != generation {
+                at = (at / BLOCK as usize + 1) * BLOCK as usize;
+                continue;
+            }
+            let octets = (number(at + 24) & 0xffff_ffff) as usize;
+            let names = &journal[at + 32..];
+            let name = names.split(|octet| *octet == 0).next().unwrap();
+            records.push(Record {
+                at,
+                octets,
+                published: number(at + 16) < published,
+                name: String::from_utf8(name.to_vec()).unwrap(),
+            });
+            at += octets.next_multiple_of(32);
+        }
+    }
+    records
+}
+
+fn journal_path(case: &Case) -> String {
+    format!("{}/.mailchute-journal.0", if case.mailboxes { "/mail" } else { MAILDIR })
+}
+
+/// A process killed when many messages were answered and not published, and what was promised.
+fn killed_full(case: &Case) -> (ModelDisk, Vec<Promise>) {
+    let mut fullest = (0, None);
+    for moment in (0..).step_by(3) {
+        let disk = case.disk().crash_after(moment);
+        let promised = case.run(&disk, 7, 0..4).unwrap();
+        if !disk.is_dead() {
+            break;
+        }
+        let waiting = disk.octets(&journal_path(case)).map_or(0, |journal| {
+            let there = names(&disk, case.mailboxes);
+            let is_there = |record: &&Record| !there.iter().any(|name| name.starts_with(&record.name));
+            records_if_ready(&journal).iter().filter(|record| !record.published).filter(is_there).count()
+        });
+        if waiting > fullest.0 {
+            fullest = (waiting, Some((disk, promised)));
+        }
+    }
+    assert!(fullest.0 >= 4, "only {} are not published", fullest.0);
+    fullest.1.unwrap()
+}
+
+fn records_if_ready(journal: &[u8]) -> Vec<Record> {
+    if journal.len() as u64 == OCTETS { records(journal) } else { Vec::new() }
+}
+
+/// One bit of each octet of the journal is turned over: all is delivered but what that octet is a part of, and that is named.
+#[test]
+fn a_bit_that_is_turned_over_costs_one_message_at_most_and_is_named() {
+    let case = cases(false, Dialect::Smtp).next().unwrap();
+    let (disk, _) = killed_full(&case);
+    let path = journal_path(&case);
+    let journal = disk.octets(&path).unwrap();
+    let (records, there) = (records(&journal), names(&disk, false));
+    let is_there = |names: &HashSet<String>, record: &Record| names.iter().any(|name| name.starts_with(&record.name));
+    let waiting: Vec<_> = records.iter().filter(|record| !record.published && !is_there(&there, record)).collect();
+    let (mut damaged, mut lost, mut random) = (0, 0, Random::new(1));
+    warnings();
+    for at in 0..journal.len() {
+        let hit = records.iter().find(|record| (record.at..record.at + record.octets).contains(&at));
+        // What is empty is alike everywhere.
+        if hit.is_none() && journal[at] == 0 && at % 7 != 0 {
+            continue;
+        }
+        let left = disk.killed();
+        left.alter(&path, |octets| octets[at] ^= 1 << random.below(8));
+        World::start(case.config(), &left, MinFree::Usual, 0, 8).unwrap_or_else(|error| panic!("octet {at}: {error}"));
+        let (named, there) = (warnings(), names(&left, false));
+        let missing: Vec<_> = waiting.iter().filter(|record| !is_there(&there, record)).collect();
+        let expected = waiting.iter().filter(|record| hit.is_some_and(|hit| hit.at == record.at)).count();
+        assert_eq!(missing.len(), expected, "octet {at}, in {hit:?}: {missing:?}, {named:?}");
+        for record in &missing {
+            assert_eq!(hit.map(|hit| hit.at), Some(record.at), "octet {at} costs another");
+        }
+        lost += missing.len();
+        if hit.is_some_and(|hit| waiting.iter().any(|record| record.at == hit.at)) {
+            assert!(named.iter().any(|line| line.contains("damaged")), "octet {at} of {hit:?}: {named:?}");
+            damaged += 1;
+        }
+        judge_each(&seen(&left, false), &[], &case.all(0..4)).unwrap_or_else(|error| panic!("octet {at}: {error}"));
+    }
+    println!("{} records wait, {damaged} octets of them damaged, each costs its message ({lost})", waiting.len());
+    assert!(damaged > 1000);
+}
+
+/// One that is not understood is left as it is, and so is all else.
+#[test]
+fn a_journal_of_another_version_ends_the_start() {
+    for case in [cases(false, Dialect::Smtp).next().unwrap(), cases(true, Dialect::Lmtp).next().unwrap()] {
+        let (disk, promised) = killed_full(&case);
+        let path = journal_path(&case);
+        let version = |disk: &ModelDisk, digit: u8| {
+            disk.alter(&path, |octets| {
+                for at in [0, 1, 4, 5].map(|block| block * BLOCK as usize + 14) {
+                    octets[at] = digit;
+                }
+            });
+        };
+        let left = disk.killed();
+        version(&left, b'2');
+        let (before, there) = (left.octets(&path).unwrap(), names(&left, case.mailboxes));
+        let error = World::start(case.config(), &left, MinFree::Usual, 0, 8).err().expect("no start");
+        assert!(error.to_string().contains("version"), "{error}");
+        assert_eq!((left.octets(&path).unwrap(), names(&left, case.mailboxes)), (before, there));
+        // Its own program understands it.
+        version(&left, b'1');
+        World::start(case.config(), &left.killed(), MinFree::Usual, 0, 8).unwrap();
+        let left = left.killed();
+        World::start(case.config(), &left, MinFree::Usual, 0, 8).unwrap();
+        judge_each(&seen(&left, case.mailboxes), &promised, &case.all(0..4)).unwrap();
+    }
+}
+
+/// Every operation of a recovery fails, once or from then on; then it is tried again.
+#[test]
+fn no_error_in_a_recovery_loses_or_doubles_anything() {
+    let mut runs = 0;
+    let one = cases(false, Dialect::Smtp).next().unwrap();
+    let others = [cases(true, Dialect::Smtp).next().unwrap(), cases(true, Dialect::Lmtp).next().unwrap()];
+    for case in [one].into_iter().chain(others) {
+        let (disk, promised) = killed_full(&case);
+        // A reader has moved some of what the killed process had published.
+        let full = || {
+            let left = disk.killed();
+            for (number, path) in
+                [MAILDIR].into_iter().chain(MAILBOXES.into_iter().filter(|_| case.mailboxes)).enumerate()
+            {
+                left.files_in(path, "new")
+                    .iter()
+                    .skip(number % 2)
+                    .step_by(2)
+                    .for_each(|file| left.read(path, &file.name));
+            }
+            left
+        };
+        let plain = full();
+        World::start(case.config(), &plain, MinFree::Usual, 0, 8).unwrap();
+        for (index, kind) in plain.operations().into_iter().enumerate() {
+            for (errno, count) in
+                [(Errno::IO, 1), (Errno::NOSPC, 1), (Errno::MFILE, 1), (Errno::IO, 1000), (Errno::NOSPC, 1000)]
+            {
+                runs += 1;
+                let told = |error: String| {
+                    format!(
+                        "{case:?}: operation {} ({kind:?}) of the recovery fails {count} times, {errno:?}: {error}",
+                        index + 1
+                    )
+                };
+                let left = full();
+                left.fail(index + 1, count, errno);
+                warnings();
+                let started = World::start(case.config(), &left, MinFree::Usual, 0, 8);
+                left.heal();
+                let what = format!(
+                    "{}",
+                    started.as_ref().err().map_or("a start".to_owned(), |error| format!("no start: {error}"))
+                );
+                let there = seen(&left, case.mailboxes);
+                judge_each(&there, &[], &case.all(0..4))
+                    .unwrap_or_else(|error| panic!("{}, {what}:{}", told(error), left.history()));
+                // It may go on, or end as well, or the power is cut.
+                if let Ok(mut world) = started {
+                    world.steps = vec![Duration::from_millis(5)];
+                    left.set_ends(Ends::Told);
+                    case.connect(&mut world, 4..5);
+                    world.run();
+                    world.publish();
+                    let mut promised = [&promised[..], &world.promised_to_each()].concat();
+                    if kind == Kind::ReadAt && warnings().iter().any(|line| line.contains("is damaged")) {
+                        // A block that can't be read is named and passed over.
+                        let found = seen(&left, case.mailboxes);
+                        let is_there = |(place, text): &Promise| {
+                            found[*place].iter().any(|file| file.octets.ends_with(text.as_bytes()))
+                        };
+                        promised.retain(is_there);
+                    }
+                    let again = left.killed();
+                    World::start(case.config(), &again, MinFree::Usual, 0, 9)
+                        .unwrap_or_else(|error| panic!("{}", told(error.to_string())));
+                    judge_each(&seen(&again, case.mailboxes), &promised, &case.all(0..5))
+                        .unwrap_or_else(|error| panic!("{}, and went on:{}", told(error), left.history()));
+                } else {
+                    for draw in 0..3 {
+                        let again = if draw == 0 {
+                            left.killed()
+                        } else {
+                            left.restarted(&mut Choices::drawn(draw), Ends::AtOnce)
+                        };
+                        World::start(case.config(), &again, MinFree::Usual, 0, 9)
+                            .unwrap_or_else(|error| panic!("{}", told(error.to_string())));
+                        judge_each(&seen(&again, case.mailboxes), &promised, &case.all(0..4))
+                            .unwrap_or_else(|error| panic!("{}, draw {draw}:{}", told(error), left.history()));
+                    }
+                }
+            }
+        }
+    }
+    println!("{runs} recoveries with a fault");
+}
+
+/// A server that has a journal and waits for mail.
+fn ready(case: &Case, disk: &ModelDisk) -> World {
+    let mut world = case.world(disk, 7).unwrap();
+    world.steps = vec![Duration::from_millis(5)];
+    world.connect(["first", "second"].map(mail_of).to_vec());
+    world.run();
+    world.publish();
+    assert_eq!(disk.groups(), [] as [usize; 0]);
+    world
+}
+
+fn mail_of(name: &str) -> Mail {
+    mail(&format!("Return-Path: <{name}>\nSubject: {name}\n\n"))
+}
+
+/// Sends one message; the reply to it, or to MAIL.
+fn send(world: &mut World, name: &str) -> String {
+    let client = world.connect(vec![mail_of(name)]);
+    for _ in 0..5 {
+        world.settle();
+        world.end_flushes(usize::MAX);
+    }
+    let client = &world.clients[client];
+    let told = client.verdicts.first().map(|(_, reply)| reply).or(client.refusals.first());
+    told.unwrap_or_else(|| panic!("no reply to {name}:{}", world.disk.history())).clone()
+}
+
+fn subjects(disk: &ModelDisk) -> Vec<String> {
+    let files = [disk.files("new"), disk.files("cur")].concat();
+    let subject = |file: &Found| {
+        let text = String::from_utf8(file.octets.to_vec()).unwrap();
+        text.split_once("\nSubject: ").unwrap().1.lines().next().unwrap().to_owned()
+    };
+    let mut subjects: Vec<_> = files.iter().map(subject).collect();
+    subjects.sort();
+    subjects
+}
+
+fn one_maildir() -> Case {
+    cases(false, Dialect::Smtp).next().unwrap()
+}
+
+#[test]
+fn a_lone_message_is_written_once() {
+    let disk = one_maildir().disk();
+    let mut world = one_maildir().world(&disk, 7).unwrap();
+    world.steps = vec![Duration::from_millis(5)];
+    for number in 0..5 {
+        assert!(send(&mut world, &number.to_string()).starts_with("250"));
+        world.wait(Duration::from_millis(1001));
+    }
+    assert_eq!((disk.count(Kind::OpenJournal), disk.count(Kind::WriteAt)), (0, 0));
+    assert_eq!(subjects(&disk), ["0", "1", "2", "3", "4"]);
+}
+
+/// Nothing is written twice, and soon after the last message all is in its Maildir, without anybody's doing.
+#[test]
+fn what_was_answered_is_published_in_time() {
+    let disk = one_maildir().disk();
+    let mut world = ready(&one_maildir(), &disk);
+    assert!(send(&mut world, "alone").starts_with("250"));
+    let groups = disk.groups().len();
+    assert_eq!((groups, subjects(&disk).len()), (1, 2));
+    // A poll for as long as the server says.
+    let patience = world.server.next_deadline(world.now.instant);
+    assert!(patience <= Duration::from_millis(5), "{patience:?}");
+    world.wait(patience);
+    (0..4).for_each(|_| {
+        world.end_flushes(usize::MAX);
+        world.settle();
+    });
+    assert_eq!(subjects(&disk), ["alone", "first", "second"]);
+    // Under load, too, with no pause.
+    for number in 0..100 {
+        assert!(send(&mut world, &format!("{number:02}")).starts_with("250"));
+        world.pass(Duration::from_millis(4));
+        if number == 60 {
+            assert!(subjects(&disk).len() > 3, "nothing for 240 ms");
+        }
+    }
+    world.publish();
+    assert_eq!(subjects(&disk).len(), 103);
+}
+
+#[test]
+fn what_can_not_be_published_waits_in_the_journal_and_nobody_else_is_taken() {
+    let failures = [
+        (Kind::EndFileFlush, Errno::NOSPC),
+        (Kind::EndDirectoryFlush, Errno::NOSPC),
+        (Kind::Rename, Errno::NOSPC),
+        (Kind::Rename, Errno::DQUOT),
+        (Kind::EndFileFlush, Errno::IO),
+        (Kind::Rename, Errno::IO),
+    ];
+    for (kind, errno) in failures {
+        let disk = one_maildir().disk();
+        let mut world = ready(&one_maildir(), &disk);
+        assert!(send(&mut world, "answered").starts_with("250"));
+        disk.fail_next(kind, usize::MAX, errno);
+        for turn in 0..30 {
+            world.pass(Duration::from_millis(350));
+            (0..4).for_each(|_| {
+                world.end_flushes(usize::MAX);
+                world.settle();
+            });
+            assert_eq!(subjects(&disk), ["first", "second"], "{kind:?}");
+            if turn > 2 && errno != Errno::IO {
+                // An answer about room where room is what lacks, unless even the flushes of a probe fail.
+                let reply = send(&mut world, &format!("refused {turn}"));
+                let expected = if kind == Kind::Rename { "452 4.3.1" } else { "45" };
+                assert!(reply.starts_with(expected), "{kind:?}, {errno:?}: {reply}");
+            }
+        }
+        for draw in 0..4 {
+            let left = if draw == 0 { disk.killed() } else { disk.restarted(&mut Choices::drawn(draw), Ends::AtOnce) };
+            World::start(one_maildir().config(), &left, MinFree::Usual, 0, 8).unwrap();
+            assert_eq!(subjects(&left), ["answered", "first", "second"], "{kind:?}");
+        }
+        disk.heal();
+        // Nobody need come for that.
+        world.wait(Duration::from_secs(2));
+        world.publish();
+        assert_eq!(subjects(&disk), ["answered", "first", "second"], "{kind:?}");
+        // Where a flush failed the first who asks has the disk tried again.
+        let later = (0..3).any(|_| {
+            world.pass(Duration::from_secs(1));
+            send(&mut world, "later").starts_with("250")
+        });
+        assert!(later, "{kind:?}, {errno:?}: refused for ever");
+    }
+}
+
+#[test]
+fn a_journal_that_fails_refuses_its_group_and_gives_way_to_another() {
+    for (kind, errno, reply) in [
+        (Kind::EndJournalFlush, Errno::IO, "451 4.3.0"),
+        (Kind::WriteAt, Errno::IO, "451 4.3.0"),
+        (Kind::EndJournalFlush, Errno::NOSPC, "45"),
+    ] {
+        let disk = one_maildir().disk();
+        let mut world = ready(&one_maildir(), &disk);
+        assert!(send(&mut world, "answered").starts_with("250"));
+        disk.fail_next(kind, 1, errno);
+        let refused = send(&mut world, "refused");
+        assert!(refused.starts_with(reply), "{kind:?}: {refused}");
+        // What comes now is as safe as without one.
+        assert!(send(&mut world, "plain").starts_with("250"), "{kind:?}");
+        assert!(subjects(&disk).contains(&"plain".to_owned()), "{kind:?}");
+        world.publish();
+        assert_eq!(subjects(&disk), ["answered", "first", "plain", "second"], "{kind:?}");
+        assert!(!disk.exists(&journal_path(&one_maildir())), "{kind:?}: it is still there");
+        let groups = disk.groups().len();
+        world.wait(Duration::from_secs(11));
+        for number in 0..4 {
+            assert!(send(&mut world, &format!("z{number}")).starts_with("250"));
+        }
+        world.publish();
+        assert!(disk.groups().len() > groups && disk.exists(&journal_path(&one_maildir())), "{kind:?}: no other one");
+        assert_eq!(subjects(&disk).len(), 8);
+        assert_eq!(disk.violations(), [] as [String; 0]);
+    }
+}
+
+/// A journal that another process has is left alone; of those whose processes are gone one start takes all.
+#[test]
+fn each_process_has_a_journal_of_its_own() {
+    let disk = one_maildir().disk();
+    let mut first = ready(&one_maildir(), &disk);
+    assert!(send(&mut first, "of the first").starts_with("250"));
+    let octets = disk.octets(&format!("{MAILDIR}/.mailchute-journal.0"));
+    let mut second = case_world(&disk, 8);
+    assert_eq!(disk.octets(&format!("{MAILDIR}/.mailchute-journal.0")), octets);
+    for name in ["a", "b", "c", "d"] {
+        assert!(send(&mut second, name).starts_with("250"));
+    }
+    assert!(disk.exists(&format!("{MAILDIR}/.mailchute-journal.1")));
+    assert!(!subjects(&disk).contains(&"d".to_owned()) && !subjects(&disk).contains(&"of the first".to_owned()));
+    for draw in 0..20 {
+        let left = if draw == 0 { disk.killed() } else { disk.restarted(&mut Choices::drawn(draw), Ends::AtOnce) };
+        let third = case_world(&left, 9);
+        assert_eq!(subjects(&left), ["a", "b", "c", "d", "first", "of the first", "second"]);
+        // One of them is its own now, and the other gone.
+        let there = [0, 1].map(|number| left.exists(&format!("{MAILDIR}/.mailchute-journal.{number}")));
+        assert_eq!(there.iter().filter(|there| **there).count(), 1, "{there:?}");
+        drop(third);
+    }
+}
+
+fn case_world(disk: &ModelDisk, number: u64) -> World {
+    let ends = disk.set_ends(Ends::Told);
+    let world = one_maildir().world(disk, number).unwrap();
+    disk.set_ends(ends);
+    world
+}
+
+/// Whatever --sync is now, what a journal holds is delivered, and it goes.
+#[test]
+fn a_journal_is_recovered_also_where_none_is_wanted() {
+    let case = one_maildir();
+    let (disk, promised) = killed_full(&case);
+    for sync in [SyncMode::Always, SyncMode::Never, SyncMode::Journal] {
+        let left = disk.killed();
+        // One of another size is not taken over, either.
+        let config = Config { sync, journal_octets: OCTETS * 2, ..case.config() };
+        World::start(config, &left, MinFree::Usual, 0, 8).unwrap();
+        judge_each(&left.crash(&mut Choices::default()), &promised, &case.all(0..4)).unwrap();
+        assert!(!left.exists(&journal_path(&case)));
+    }
+}
+
+/// A mailbox that is gone is made again. If that fails what is for it stays in the journal, and is named.
+#[test]
+fn a_mailbox_that_is_gone_is_made_again() {
+    let case = cases(true, Dialect::Smtp).next().unwrap();
+    let (disk, _) = killed_full(&case);
+    let gone = || {
+        let left = disk.killed();
+        left.remove_directory("/mail/c");
+        left
+    };
+    let plain = gone();
+    World::start(case.config(), &plain, MinFree::Usual, 0, 8).unwrap();
+    let delivered = plain.files_in("/mail/c", "new").len();
+    assert!(delivered > 0);
+    let least = plain.crash(&mut Choices::default());
+    assert_eq!(least[3].len(), delivered, "its name is not durable");
+    let left = gone();
+    left.break_directory(Some(("/mail".to_owned(), Errno::NOSPC)));
+    warnings();
+    World::start(case.config(), &left, MinFree::Usual, 0, 8).unwrap();
+    let named = warnings();
+    assert!(named.iter().any(|line| line.contains("stays in there") && line.contains("//c")), "{named:?}");
+    assert!(!left.exists("/mail/c"));
+    let others = [1, 2].map(|place| seen(&plain, true)[place].len());
+    assert_eq!([1, 2].map(|place| seen(&left, true)[place].len()), others);
+    left.break_directory(None);
+    let again = left.killed();
+    World::start(case.config(), &again, MinFree::Usual, 0, 9).unwrap();
+    assert_eq!(again.files_in("/mail/c", "new").len(), delivered);
+    assert_eq!([1, 2].map(|place| seen(&again, true)[place].len()), others);
 }

@@ -165,6 +165,15 @@ impl ModelDisk {
         })
     }
 
+    /// A reader moves a message from `new/` to `cur/`.
+    pub fn read(&self, maildir: &str, name: &str) {
+        let mut machine = self.0.borrow_mut();
+        let [new, cur] = ["new", "cur"].map(|it| machine.find(&Path::new(maildir).join(it)).expect("a directory"));
+        let (inode, number) = (machine.names(new).seen[name], machine.next_change());
+        machine.change(new, number, name, None);
+        machine.change(cur, number, &format!("{name}:2,S"), Some(inode));
+    }
+
     /// Somebody removes a message for good.
     pub fn delete(&self, maildir: &str, directory: &str, name: &str) {
         let mut machine = self.0.borrow_mut();

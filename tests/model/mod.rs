@@ -286,6 +286,7 @@ impl Machine {
             Some(_) => Err(Errno::NOTDIR.into()),
             None if !create => Err(Errno::NOENT.into()),
             None => {
+                self.check_broken(parent)?;
                 let (made, number) = (self.make(Some(Names::default())), self.next_change());
                 self.change(parent, number, name, Some(made));
                 Ok(made)
