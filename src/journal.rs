@@ -584,8 +584,8 @@ impl<F: FileSystem> Store<F> {
             for name in &listed {
                 present.extend(unique(name).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
             }
-            // A name that is there may be as young as the crash.
-            for directory in [new, cur].into_iter().chain(above) {
+            // A name that is there may be as young as the crash, and as a move from the one to the other.
+            for directory in [cur, new].into_iter().chain(above) {
                 fs.flush(Flush::Directory(directory))?;
             }
             self.maildirs.release(key);
@@ -610,6 +610,7 @@ impl<F: FileSystem> Store<F> {
         }
         self.advance(true, now);
         let failed = std::mem::take(&mut self.journal.failed);
+        self.journal.lacks_room = false;
         for (id, _, destinations) in &failed {
             error!("{shown}: {} can't be delivered to {destinations:?}; it stays in there", id.as_str());
         }

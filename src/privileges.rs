@@ -45,17 +45,17 @@ pub(crate) fn become_user(user: &str) -> Result<(), String> {
 pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf]) -> Result<(), RulesetError> {
     let write = AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir;
     let write = write | AccessFs::ReadFile | AccessFs::RemoveFile | AccessFs::Refer;
-    Ruleset::default()
+    let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::Refer)?
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V5))?
         .handle_access(AccessNet::from_all(ABI::V4))?
         .scope(Scope::from_all(ABI::V6))?
-        .create()?
-        .add_rules(path_beneath_rules(written, write))?
-        .add_rules(path_beneath_rules(read, AccessFs::ReadFile))?
-        .add_rules(path_beneath_rules(emptied, AccessFs::RemoveFile))?
-        .restrict_self()
-        .map(drop)
+        .create()?;
+    for (paths, access) in [(written, write), (read, AccessFs::ReadFile.into()), (emptied, AccessFs::RemoveFile.into())]
+    {
+        ruleset = ruleset.add_rules(path_beneath_rules(paths, access))?;
+    }
+    ruleset.restrict_self().map(drop)
 }
