@@ -33,12 +33,17 @@ fn errors(kind: Kind) -> &'static [Errno] {
         }
         Kind::Remove => &[E::ROFS, E::ACCESS, E::NOENT, E::IO],
         Kind::BeginFlush => &[],
-        Kind::EndFileFlush | Kind::EndDirectoryFlush => &[E::NOSPC, E::DQUOT, E::ROFS, E::INTR, E::IO],
+        Kind::EndFileFlush | Kind::EndJournalFlush | Kind::EndDirectoryFlush => {
+            &[E::NOSPC, E::DQUOT, E::ROFS, E::INTR, E::IO]
+        }
         Kind::Space => &[E::NOSYS, E::INTR, E::IO],
         Kind::IsSame => &[E::ACCESS, E::LOOP, E::NOMEM, E::IO],
         Kind::List => &[E::MFILE, E::NFILE, E::NOMEM, E::ACCESS, E::IO],
         Kind::NextName => &[E::NOENT, E::IO],
         Kind::Modified => &[E::NOENT, E::ACCESS, E::IO],
+        Kind::OpenJournal => &[E::NOSPC, E::MFILE, E::NFILE, E::ACCESS, E::NOLCK, E::IO],
+        Kind::ReadAt => &[E::IO],
+        Kind::WriteAt => &[E::NOSPC, E::IO],
     }
 }
 

@@ -65,6 +65,8 @@ impl ModelDisk {
         let mut machine = Machine {
             inodes: Vec::new(),
             descriptors: BTreeMap::new(),
+            locked: BTreeMap::new(),
+            suits_journal: false,
             opened: 0,
             changes: 0,
             log: Vec::new(),
@@ -118,8 +120,83 @@ impl ModelDisk {
     pub(super) fn make_durable(&self) {
         for inode in &mut self.0.borrow_mut().inodes {
             inode.durable = inode.octets.len();
+            inode.overwritten.clear();
             inode.names.iter_mut().for_each(|names| names.durable = names.seen.clone());
         }
+    }
+
+    /// It suits a journal.
+    pub fn journaled(self) -> Self {
+        self.0.borrow_mut().suits_journal = true;
+        self
+    }
+
+    /// From now on flushes end so; how they ended before.
+    pub fn set_ends(&self, ends: Ends) -> Ends {
+        std::mem::replace(&mut self.0.borrow_mut().ends, ends)
+    }
+
+    /// What a process that is killed leaves, on a machine that goes on: all that is seen, nothing of it more durable than before.
+    pub fn killed(&self) -> Self {
+        let machine = self.0.borrow();
+        let disk = Self::new(Ends::AtOnce);
+        {
+            let mut left = disk.0.borrow_mut();
+            left.inodes = machine.inodes.clone();
+            (left.changes, left.clock, left.space) = (machine.changes, machine.clock, machine.space);
+            (left.atomic_moves, left.no_links) = (machine.atomic_moves, machine.no_links);
+            (left.maildirs, left.reader) = (machine.maildirs.clone(), machine.reader.clone());
+            left.suits_journal = machine.suits_journal;
+        }
+        disk
+    }
+
+    /// A file in `new/` whose octets a power cut could take away.
+    pub fn seen_too_early(&self) -> Option<String> {
+        let machine = self.0.borrow();
+        machine.maildirs.iter().find_map(|maildir| {
+            let new = machine.find(&Path::new(maildir).join("new"))?;
+            let names = machine.inodes[new].names.as_ref()?;
+            let early = |(_, inode): &(&String, &usize)| {
+                let inode = &machine.inodes[**inode];
+                inode.durable < inode.octets.len()
+            };
+            names.seen.iter().find(early).map(|(name, _)| format!("{name} is in new/ before its octets are durable"))
+        })
+    }
+
+    /// A reader moves a message from `new/` to `cur/`.
+    pub fn read(&self, maildir: &str, name: &str) {
+        let mut machine = self.0.borrow_mut();
+        let [new, cur] = ["new", "cur"].map(|it| machine.find(&Path::new(maildir).join(it)).expect("a directory"));
+        let (inode, number) = (machine.names(new).seen[name], machine.next_change());
+        machine.change(new, number, name, None);
+        machine.change(cur, number, &format!("{name}:2,S"), Some(inode));
+    }
+
+    /// Somebody removes a message for good.
+    pub fn delete(&self, maildir: &str, directory: &str, name: &str) {
+        let mut machine = self.0.borrow_mut();
+        let directory = machine.find(&Path::new(maildir).join(directory)).expect("a directory");
+        let number = machine.next_change();
+        machine.change(directory, number, name, None);
+        machine.names(directory).durable.remove(name);
+    }
+
+    /// Changes octets of a file behind the server's back, for good.
+    pub fn alter(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut machine = self.0.borrow_mut();
+        let inode = machine.find(Path::new(path)).expect("a file");
+        let inode = &mut machine.inodes[inode];
+        change(Rc::make_mut(&mut inode.octets));
+        inode.durable = inode.octets.len();
+        inode.overwritten.clear();
+    }
+
+    /// The octets of a file as they are seen.
+    pub fn octets(&self, path: &str) -> Option<Rc<Vec<u8>>> {
+        let machine = self.0.borrow();
+        machine.find(Path::new(path)).map(|inode| Rc::clone(&machine.inodes[inode].octets))
     }
 
     /// Whose mail is in each of the Maildirs: the main one's is that of the postmaster, as everywhere.
@@ -177,6 +254,18 @@ impl ModelDisk {
         self.0.borrow().log.iter().map(|&(kind, _)| kind).collect()
     }
 
+    /// All operations so far, and on what.
+    pub fn log(&self) -> Vec<(Kind, String)> {
+        self.0.borrow().log.clone()
+    }
+
+    /// Groups of records that were written, by where in the journal.
+    pub fn groups(&self) -> Vec<usize> {
+        let machine = self.0.borrow();
+        let groups = machine.log.iter().filter(|(kind, on)| *kind == Kind::WriteAt && !on.starts_with("48 "));
+        groups.filter_map(|(_, on)| on.rsplit_once(' ')?.1.parse().ok()).collect()
+    }
+
     pub fn count(&self, kind: Kind) -> usize {
         self.operations().into_iter().filter(|&other| other == kind).count()
     }
@@ -194,9 +283,9 @@ impl ModelDisk {
         self.0.borrow().violations.clone()
     }
 
-    /// Descriptors that are open.
+    /// Descriptors that are open beside that of the directory for journals, which always is.
     pub fn open_descriptors(&self) -> usize {
-        self.0.borrow().descriptors.len()
+        self.0.borrow().descriptors.len().saturating_sub(1)
     }
 
     pub fn flushes_under_way(&self) -> usize {

@@ -8,6 +8,8 @@
 //!   changes durable that were there when it began; a power cut leaves any choice of the others. Of a move it leaves
 //!   nothing, both names, or only the new one. Where moves are not atomic (no journal), a flush of the old directory
 //!   alone writes the removal without the addition.
+//! * A file that is overwritten is durable in sectors: what was written to each since its last flush a power cut leaves or
+//!   not, whatever it leaves of the others.
 //! * A flush that fails leaves its octets and changes marked as clean: later flushes succeed and do not write them.
 //!
 //! Every call is an operation with a number, and so is the end of a flush. The machine can be stopped after any of them
@@ -45,13 +47,21 @@ pub enum Kind {
     Remove,
     BeginFlush,
     EndFileFlush,
+    /// That of a file that was opened as a journal.
+    EndJournalFlush,
     EndDirectoryFlush,
     Space,
     IsSame,
     List,
     NextName,
     Modified,
+    OpenJournal,
+    ReadAt,
+    WriteAt,
 }
+
+/// What the disk writes whole or not at all.
+pub const SECTOR: usize = 512;
 
 /// When flushes end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +82,7 @@ struct Change {
     lost: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Names {
     seen: BTreeMap<String, usize>,
     durable: BTreeMap<String, usize>,
@@ -83,8 +93,19 @@ struct Names {
     gone: bool,
 }
 
+/// A sector that was overwritten.
+#[derive(Clone)]
+struct Sector {
+    durable: Vec<u8>,
+    /// What was written since: the number of each change, what the sector was then, and whether a failed flush lost it.
+    pending: Vec<(u64, Vec<u8>, bool)>,
+}
+
+#[derive(Clone)]
 struct Inode {
     octets: Rc<Vec<u8>>,
+    overwritten: BTreeMap<usize, Sector>,
+    is_journal: bool,
     /// So many of the octets are durable.
     durable: usize,
     /// A flush that failed marked the others as clean.
@@ -99,6 +120,8 @@ struct UnderWay {
     ticket: Ticket,
     /// Octets of a file, or the number of a directory's newest change, at the begin.
     covered: u64,
+    /// The number of the newest change of all.
+    newest: u64,
 }
 
 #[derive(Default)]
@@ -117,6 +140,9 @@ struct Fault {
 struct Machine {
     inodes: Vec<Inode>,
     descriptors: BTreeMap<usize, Descriptor>,
+    /// Files that are locked, and by which descriptor.
+    locked: BTreeMap<usize, usize>,
+    suits_journal: bool,
     opened: usize,
     changes: u64,
     log: Vec<(Kind, String)>,
@@ -153,6 +179,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let Ok(mut machine) = self.machine.try_borrow_mut() else { return };
         let closed = machine.descriptors.remove(&self.descriptor);
+        machine.locked.retain(|_, locked_by| *locked_by != self.descriptor);
         if closed.is_some_and(|descriptor| descriptor.flushing) {
             machine.violate("closed while its flush is under way");
         }
@@ -201,7 +228,8 @@ impl Machine {
 
     fn make(&mut self, names: Option<Names>) -> usize {
         let modified = self.clock;
-        self.inodes.push(Inode { octets: Rc::default(), durable: 0, lost: false, modified, names });
+        let (octets, overwritten, is_journal) = Default::default();
+        self.inodes.push(Inode { octets, overwritten, is_journal, durable: 0, lost: false, modified, names });
         self.inodes.len() - 1
     }
 
@@ -226,6 +254,25 @@ impl Machine {
         broken.map_or(Ok(()), |(_, errno)| Err(io::Error::from(*errno)))
     }
 
+    fn overwrite(&mut self, inode: usize, written: &[u8], offset: usize) {
+        let (number, clock) = (self.next_change(), self.clock);
+        let Inode { octets, overwritten, modified, .. } = &mut self.inodes[inode];
+        let (octets, end) = (Rc::make_mut(octets), offset + written.len());
+        assert!(end <= octets.len(), "a journal that grows");
+        let range = |sector: usize| sector * SECTOR..octets.len().min((sector + 1) * SECTOR);
+        let sectors = offset / SECTOR..end.div_ceil(SECTOR);
+        for sector in sectors.clone() {
+            let durable = || Sector { durable: octets[range(sector)].to_vec(), pending: Vec::new() };
+            overwritten.entry(sector).or_insert_with(durable);
+        }
+        octets[offset..end].copy_from_slice(written);
+        for sector in sectors {
+            let now = octets[sector * SECTOR..octets.len().min((sector + 1) * SECTOR)].to_vec();
+            overwritten.get_mut(&sector).expect("a sector").pending.push((number, now, false));
+        }
+        *modified = clock;
+    }
+
     fn next_change(&mut self) -> u64 {
         self.changes += 1;
         self.changes
@@ -239,6 +286,7 @@ impl Machine {
             Some(_) => Err(Errno::NOTDIR.into()),
             None if !create => Err(Errno::NOENT.into()),
             None => {
+                self.check_broken(parent)?;
                 let (made, number) = (self.make(Some(Names::default())), self.next_change());
                 self.change(parent, number, name, Some(made));
                 Ok(made)
@@ -247,18 +295,25 @@ impl Machine {
     }
 
     fn end(&mut self, flush: UnderWay) {
-        let UnderWay { descriptor, inode, ticket, covered } = flush;
-        let kind = if self.inodes[inode].names.is_some() { Kind::EndDirectoryFlush } else { Kind::EndFileFlush };
+        let UnderWay { descriptor, inode, ticket, covered, newest } = flush;
+        let kind = match &self.inodes[inode] {
+            Inode { names: Some(_), .. } => Kind::EndDirectoryFlush,
+            Inode { is_journal: true, .. } => Kind::EndJournalFlush,
+            _ => Kind::EndFileFlush,
+        };
         let result = self.operation(kind, &format!("ticket {ticket}"));
         if let Some(descriptor) = self.descriptors.get_mut(&descriptor) {
             descriptor.flushing = false;
             descriptor.failed |= result.is_err();
         }
         let atomic_moves = self.atomic_moves;
+        if !self.dead {
+            self.inodes[inode].overwritten.retain(|_, sector| sector.end_flush(newest, result.is_ok()));
+        }
         let Inode { octets, durable, lost, names, .. } = &mut self.inodes[inode];
         match (names, &result) {
             _ if self.dead => {}
-            (None, Ok(())) if !*lost => *durable = covered as usize,
+            (None, Ok(())) if !*lost => *durable = (*durable).max(covered as usize),
             (None, Ok(())) => {}
             (None, Err(_)) => *lost = *durable < octets.len(),
             (Some(names), result) => {
@@ -305,6 +360,18 @@ impl Machine {
             }
         }
         self.reader = Some(random);
+    }
+}
+
+impl Sector {
+    /// A flush of what was written up to the change `newest` ended; whether something is still not durable.
+    fn end_flush(&mut self, newest: u64, succeeded: bool) -> bool {
+        if !succeeded {
+            self.pending.iter_mut().for_each(|(.., lost)| *lost = true);
+        } else if let Some(last) = self.pending.iter().rposition(|(number, _, lost)| *number <= newest && !lost) {
+            self.durable = self.pending.drain(..=last).next_back().map(|(_, octets, _)| octets).unwrap_or_default();
+        }
+        !self.pending.is_empty()
     }
 }
 
@@ -474,13 +541,17 @@ impl FileSystem for ModelDisk {
                 changes
             }
         };
-        machine.queued.push(UnderWay { descriptor, inode, ticket, covered });
+        machine.queued.push(UnderWay { descriptor, inode, ticket, covered, newest: changes });
     }
 
-    fn flush_directory(&mut self, directory: &Handle) -> io::Result<()> {
+    fn flush(&mut self, what: Flush<'_, Self>) -> io::Result<()> {
         let mut machine = self.0.borrow_mut();
-        let covered = machine.changes;
-        machine.end(UnderWay { descriptor: directory.descriptor, inode: directory.inode, ticket: 0, covered });
+        let newest = machine.changes;
+        let (Handle { descriptor, inode, .. }, covered) = match what {
+            Flush::File(file) => (file, machine.inodes[file.inode].octets.len() as u64),
+            Flush::Directory(directory) => (directory, newest),
+        };
+        machine.end(UnderWay { descriptor: *descriptor, inode: *inode, ticket: 0, covered, newest });
         machine.ended.pop_back().map_or(Ok(()), |(_, result)| result)
     }
 
@@ -534,5 +605,56 @@ impl FileSystem for ModelDisk {
             Some(_) => Err(io::ErrorKind::InvalidInput.into()),
             None => Ok(machine.inodes[inode].modified),
         }
+    }
+
+    fn suits_journal(&mut self, _: &Handle) -> bool {
+        self.0.borrow().suits_journal
+    }
+
+    fn open_journal(&mut self, at: &Handle, name: &CStr, make: bool) -> io::Result<Option<(Handle, u64)>> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::OpenJournal, text(name))?;
+        let found = machine.names(at.inode).seen.get(text(name)).copied();
+        let inode = match found {
+            Some(_) if make => return Err(Errno::EXIST.into()),
+            Some(inode) if machine.inodes[inode].names.is_some() => return Err(Errno::ISDIR.into()),
+            Some(inode) => inode,
+            None if !make || machine.names(at.inode).gone => return Err(Errno::NOENT.into()),
+            None => {
+                machine.check_broken(at.inode)?;
+                let (inode, number) = (machine.make(None), machine.next_change());
+                machine.change(at.inode, number, text(name), Some(inode));
+                inode
+            }
+        };
+        if machine.locked.contains_key(&inode) {
+            return Ok(None);
+        }
+        machine.inodes[inode].is_journal = true;
+        let octets = machine.inodes[inode].octets.len() as u64;
+        drop(machine);
+        let handle = self.handle(inode);
+        self.0.borrow_mut().locked.insert(inode, handle.descriptor);
+        Ok(Some((handle, octets)))
+    }
+
+    fn read_at(&mut self, file: &Handle, octets: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        machine.operation(Kind::ReadAt, &format!("{} octets at {offset}", octets.len()))?;
+        let from = machine.inodes[file.inode].octets.get(offset as usize..).unwrap_or_default();
+        let count = from.len().min(octets.len());
+        octets[..count].copy_from_slice(&from[..count]);
+        if count < octets.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    fn write_at(&mut self, file: &Handle, octets: &[u8], offset: u64) -> io::Result<()> {
+        let mut machine = self.0.borrow_mut();
+        let result = machine.operation(Kind::WriteAt, &format!("{} octets at {offset}", octets.len()));
+        // One that fails may have written some, but never a part of a sector.
+        let octets = if result.is_ok() { octets } else { &octets[..octets.len() / 2 / SECTOR * SECTOR] };
+        if !machine.dead && !octets.is_empty() {
+            machine.overwrite(file.inode, octets, offset as usize);
+        }
+        result
     }
 }

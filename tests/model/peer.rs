@@ -3,7 +3,7 @@
 
 use super::hand::{Random, first_wall};
 use super::power_cut::Promise;
-use super::{MAILDIR, ModelDisk};
+use super::{Ends, MAILDIR, ModelDisk};
 use mailchute::Config;
 use mailchute::delivery::{MinFree, Now, Store};
 use mailchute::recipients::Recipients;
@@ -304,6 +304,8 @@ pub struct World {
     pub server: Server<Transport, ModelDisk>,
     pub clients: Vec<Client>,
     pub now: Now,
+    /// How much time passes while nothing happens: one of these.
+    pub steps: Vec<Duration>,
     random: Random,
 }
 
@@ -312,16 +314,25 @@ impl World {
         Self::with(Config::default(), disk, min_free, seed)
     }
 
-    pub fn with(mut config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
+    pub fn with(config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64) -> io::Result<Self> {
+        Self::start(config, disk, min_free, seed, 7)
+    }
+
+    /// The process with this number: names of its files have it.
+    pub fn start(mut config: Config, disk: &ModelDisk, min_free: MinFree, seed: u64, number: u64) -> io::Result<Self> {
         config.maildir = MAILDIR.into();
         config.protocol.hostname = "host".to_owned();
         config.min_free = min_free;
-        let store = Store::open(disk.clone(), &config, 7).map_err(|(_, error)| error)?;
+        let mut store = Store::open(disk.clone(), &config, number).map_err(|(_, error)| error)?;
         config.protocol.message_octets_max = MESSAGE_OCTETS_MAX;
         let now = Now { instant: Instant::now(), wall: first_wall() };
+        let ends = disk.set_ends(Ends::AtOnce);
+        store.recover(now).map_err(|(_, error)| error)?;
+        disk.set_ends(ends);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
-        let server = Server::new(&config, recipients, store, MessageIds::new(7, 7));
-        Ok(Self { disk: disk.clone(), server, clients: Vec::new(), now, random: Random::new(seed) })
+        let server = Server::new(&config, recipients, store, MessageIds::new(number, 7));
+        let (clients, steps) = (Vec::new(), vec![Duration::from_secs(1)]);
+        Ok(Self { disk: disk.clone(), server, clients, now, steps, random: Random::new(seed) })
     }
 
     /// A new client; its index.
@@ -422,12 +433,29 @@ impl World {
                 let count = 1 + self.random.below(under_way);
                 self.end_flushes(count);
             } else {
-                self.pass(Duration::from_secs(1));
+                let step = match self.steps[..] {
+                    [step] => step,
+                    ref steps => self.random.choose(steps),
+                };
+                self.pass(step);
                 self.retry();
             }
         }
         let steps: Vec<_> = self.clients.iter().map(|client| client.step).collect();
         panic!("no end, clients are at {steps:?}:{}", self.disk.history());
+    }
+
+    /// Goes on until all that was answered is in its Maildirs, or the machine stopped.
+    pub fn publish(&mut self) {
+        for _ in 0..1000 {
+            if self.disk.is_dead() || self.server.store.is_idle() {
+                return;
+            }
+            self.pass(Duration::from_millis(5));
+            self.end_flushes(usize::MAX);
+            self.settle();
+        }
+        panic!("not all is published:{}", self.disk.history());
     }
 
     /// Every message that was sent whole, and the reply to it.

@@ -3,7 +3,7 @@
 use super::hand::{Found, Random, message};
 use super::peer::{Mail, Manner, World};
 use super::trace::behind_trace;
-use super::{Change, Ends, Inode, Machine, ModelDisk, Names, apply};
+use super::{Change, Ends, Inode, Machine, ModelDisk, Names, SECTOR, Sector, apply};
 use mailchute::Config;
 use mailchute::delivery::MinFree;
 use mailchute::smtp::session::Dialect;
@@ -164,6 +164,8 @@ struct Left {
     directories: BTreeMap<String, bool>,
     /// Of each `new/` and `cur/` the number of its Maildir, its path, and its files.
     files: Vec<(usize, String, Vec<Found>)>,
+    /// Of what they lie in its path and its files.
+    journals: Vec<(String, Vec<Found>)>,
 }
 
 impl Left {
@@ -185,6 +187,28 @@ impl Left {
     }
 }
 
+/// Of each sector that was overwritten, what is left: of all the old or the new, of all but one or only of one the new, or of
+/// each anything that it was since the last flush.
+fn left_of_sectors<'a>(overwritten: &'a BTreeMap<usize, Sector>, choices: &mut Choices) -> Vec<(usize, &'a [u8])> {
+    if overwritten.is_empty() {
+        return Vec::new();
+    }
+    let mode = choices.choose(5);
+    let one = if (2..4).contains(&mode) { choices.choose(overwritten.len()) } else { 0 };
+    let sectors = overwritten.iter().enumerate().map(|(index, (&number, sector))| {
+        let newest = sector.pending.len();
+        let version = match mode {
+            0 => 0,
+            1 => newest,
+            2 => newest * usize::from(index == one),
+            3 => newest * usize::from(index != one),
+            _ => choices.choose(newest + 1),
+        };
+        (number, version.checked_sub(1).map_or(&sector.durable[..], |version| &sector.pending[version].1))
+    });
+    sectors.collect()
+}
+
 impl ModelDisk {
     /// What a power cut leaves in `new/` and `cur/` of each Maildir, as `choices` will have it. All that `tmp/` holds is a
     /// leftover.
@@ -199,10 +223,11 @@ impl ModelDisk {
     /// The machine that starts on what is left. Of each `tmp/` that is all that was ever there, half of it written:
     /// leftovers of the same names that the next messages take.
     pub fn restarted(&self, choices: &mut Choices, ends: Ends) -> Self {
-        let Left { directories, files } = self.crash_apart(choices);
+        let Left { directories, files, journals } = self.crash_apart(choices);
         let machine = self.0.borrow();
         let others: Vec<&str> = machine.maildirs[1..].iter().map(String::as_str).collect();
         let disk = Self::new(ends).maildirs(&others, false);
+        disk.0.borrow_mut().suits_journal = machine.suits_journal;
         directories.iter().filter(|(_, left)| **left).for_each(|(path, _)| disk.make_directory(path));
         let mut inodes = HashMap::new();
         let mut put = |path: &str, name: &str, inode: usize, octets: &[u8]| {
@@ -214,7 +239,9 @@ impl ModelDisk {
                 })
             });
         };
-        for (_, path, files) in &files {
+        for (path, files) in
+            files.iter().map(|(_, path, files)| (path, files)).chain(journals.iter().map(|it| (&it.0, &it.1)))
+        {
             files.iter().for_each(|file| put(path, &file.name, file.inode, &file.octets));
         }
         for maildir in machine.maildirs.iter().filter(|path| directories.get(*path) == Some(&true)) {
@@ -241,6 +268,20 @@ impl ModelDisk {
             }
         }
         let mut dropped = Vec::new();
+        let roots: Vec<&str> = ["/mail"].into_iter().chain(machine.maildirs.iter().map(String::as_str)).collect();
+        let mut journals = Vec::new();
+        for path in roots {
+            let is_there = path == "/mail" || cut.find(&machine, &format!("{path}/new"), choices).is_some();
+            let Some(root) = machine.find(Path::new(path)).filter(|_| is_there) else { continue };
+            let Some(names) = &machine.inodes[root].names else { continue };
+            let mut left = names.durable.clone();
+            let is_file = |change: &&Change| change.name.starts_with('.');
+            for change in names.pending.iter().filter(is_file).filter(|_| choices.choose(2) == 1) {
+                apply(&mut left, change);
+            }
+            left.retain(|_, inode| machine.inodes[*inode].names.is_none());
+            journals.push((path.to_owned(), left));
+        }
         let mut left: Vec<_> = directories.iter().map(|(.., names)| names.durable.clone()).collect();
         // Additions before removals, as a move's removal needs its addition.
         for removals in [false, true] {
@@ -259,7 +300,7 @@ impl ModelDisk {
         // All names of a file show the same octets.
         let mut contents: HashMap<usize, Rc<Vec<u8>>> = HashMap::new();
         let mut content = |(name, inode): (String, usize)| {
-            let Inode { octets, durable, lost, .. } = &machine.inodes[inode];
+            let Inode { octets, durable, lost, overwritten, .. } = &machine.inodes[inode];
             let octets = contents.entry(inode).or_insert_with(|| {
                 let lengths = [*durable, durable.midpoint(octets.len()), octets.len()];
                 let options = if *durable == octets.len() {
@@ -270,13 +311,23 @@ impl ModelDisk {
                     3
                 };
                 let length = lengths[choices.choose(options)];
-                if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) }
+                let mut left =
+                    if length == octets.len() { Rc::clone(octets) } else { Rc::new(octets[..length].to_vec()) };
+                for (sector, content) in left_of_sectors(overwritten, choices) {
+                    if let Some(place) = Rc::make_mut(&mut left).get_mut(sector * SECTOR..) {
+                        let count = place.len().min(content.len());
+                        place[..count].copy_from_slice(&content[..count]);
+                    }
+                }
+                left
             });
             Found { name, inode, octets: Rc::clone(octets) }
         };
         let files = directories.into_iter().zip(left);
         let files = files.map(|((number, path, _), left)| (number, path, left.into_iter().map(&mut content).collect()));
         cut.files = files.collect();
+        let journals = journals.into_iter();
+        cut.journals = journals.map(|(path, left)| (path, left.into_iter().map(&mut content).collect())).collect();
         cut
     }
 }
