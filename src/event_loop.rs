@@ -27,7 +27,7 @@ use crate::server::{Readiness, Server};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
-use crate::sys::handed_over;
+use crate::sys::{handed_over, trim_heap};
 
 /// A connection's token is its key; those of listeners begin here, where no key comes to.
 const LISTENERS: usize = usize::MAX / 2;
@@ -214,6 +214,7 @@ impl EventLoop {
         let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"READY=1", SendFlags::NOSIGNAL));
         let mut events = Events::with_capacity(1024);
         let mut now = Now::read();
+        let (mut most, mut trim_from) = (0, now.instant);
         loop {
             match self.poll.poll(&mut events, Some(self.patience(now.instant))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -237,6 +238,12 @@ impl EventLoop {
             }
             self.accept(now);
             self.server.turn(now);
+            // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
+            most = most.max(self.server.connections());
+            if most >= 64 && self.server.connections() <= most / 8 && now.instant >= trim_from {
+                trim_heap();
+                (most, trim_from) = (0, now.instant + Duration::from_secs(30));
+            }
             if self.end.is_some_and(|end| now.instant >= end || self.server.is_empty()) {
                 if !self.server.is_empty() {
                     warn!("stopping with {} connections in a message", self.server.connections());
