@@ -11,8 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let asked = arguments.next().is_some_and(|first| first == "healthcheck");
-    let ended = if asked { health::check(arguments) } else { serve() };
+    let check = arguments.next().is_some_and(|first| first == "healthcheck");
+    let ended = if check { health::check(arguments) } else { serve() };
     let Err((problem, status)) = ended else { return ExitCode::SUCCESS };
     // Nobody may be left to read it.
     let _ = writeln!(io::stderr(), "mailchute: {problem}");
