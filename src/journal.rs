@@ -18,6 +18,7 @@
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -593,13 +594,15 @@ impl<F: FileSystem> Store<F> {
         let mut delivered = 0;
         for (names, offset, octets) in &found {
             let (unique, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
-            let missing =
-                destinations.split(SEPARATOR).filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
-            let (missing, mut record) = (missing.map(str::to_owned).collect::<Vec<_>>(), vec![0; *octets]);
             let Some(id) = MessageId::from_unique_name(unique) else { continue };
-            if missing.iter().any(|destination| present.contains(destination)) {
-                self.journal.failed.push((id, None, missing));
-            } else if !missing.is_empty() {
+            let missing = destinations.split(SEPARATOR).map(str::to_owned);
+            let missing = missing.filter(|it| !present.contains(&format!("{unique}{SEPARATOR}{it}")));
+            let (unknown, missing): (Vec<_>, Vec<_>) = missing.partition(|it| present.contains(it));
+            if !unknown.is_empty() {
+                self.journal.failed.push((id, None, unknown));
+            }
+            if !missing.is_empty() {
+                let mut record = vec![0; *octets];
                 self.maildirs.fs.read_at(&file, &mut record, *offset)?;
                 self.deliver_again((id, None, missing), parts(&record).1, now);
                 delivered += 1;
@@ -738,21 +741,20 @@ fn unique(name: &CStr) -> Option<&str> {
     name.get(..before.len() + 1 + digits)
 }
 
-/// Writes what is in a journal: of each record where it is, its number, whether it is published, its length and names.
-pub fn list(path: &Path, out: &mut dyn io::Write) -> io::Result<()> {
-    let (file, mut disk) = (File::open(path)?, Disk::new(SyncMode::Never));
+/// A line for each record of a journal: where it is, its number, whether it is published, its length and names.
+pub fn list(path: &Path) -> io::Result<String> {
+    let (file, mut lines) = (File::open(path)?, String::new());
     let octets = file.metadata()?.len();
-    let mut written = Ok(());
-    scan(&mut disk, &file, octets, &mut |offset, entry| {
-        let line = match entry {
+    scan(&mut Disk::new(SyncMode::Never), &file, octets, &mut |offset, entry| {
+        // Writing to a text does not fail.
+        let _ = match entry {
             Some(Entry { number, is_published, names, content, .. }) => {
-                let state = if is_published { "published" } else { "waiting" };
-                let (names, octets) = (names.replace(SEPARATOR, " "), content.len());
-                format!("at={offset} number={number} state={state} size={octets} id={names:?}")
+                let (state, size) = (if is_published { "published" } else { "waiting" }, content.len());
+                let (id, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
+                writeln!(lines, "at={offset} number={number} state={state} size={size} id={id} to={destinations:?}")
             }
-            None => format!("at={offset} state=damaged"),
+            None => writeln!(lines, "at={offset} state=damaged"),
         };
-        written = std::mem::replace(&mut written, Ok(())).and_then(|()| writeln!(out, "{line}"));
     })?;
-    written
+    Ok(lines)
 }

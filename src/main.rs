@@ -3,7 +3,9 @@
 mod health;
 mod options;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use mailchute::EventLoop;
@@ -11,12 +13,25 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let asked = arguments.next().is_some_and(|first| first == "healthcheck");
-    let ended = if asked { health::check(arguments) } else { serve() };
+    let ended = match arguments.next() {
+        Some(first) if first == "healthcheck" => health::check(arguments),
+        Some(first) if first == "journal" => list_journal(arguments),
+        _ => serve(),
+    };
     let Err((problem, status)) = ended else { return ExitCode::SUCCESS };
     // Nobody may be left to read it.
     let _ = writeln!(io::stderr(), "mailchute: {problem}");
     ExitCode::from(status)
+}
+
+/// `mailchute journal FILE`: what is in a journal, also in one of a server that runs.
+fn list_journal(mut arguments: impl Iterator<Item = OsString>) -> Result<(), (String, u8)> {
+    let (Some(file), None) = (arguments.next(), arguments.next()) else {
+        return Err(("journal takes one file, a .mailchute-journal.N".to_owned(), 64));
+    };
+    let lines = mailchute::journal::list(file.as_ref());
+    let problem = |error| (format!("{}: {error}", Path::new(&file).display()), 1);
+    options::print(&lines.map_err(problem)?)
 }
 
 fn serve() -> Result<(), (String, u8)> {
