@@ -25,7 +25,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{BLOCK_OCTETS, Config};

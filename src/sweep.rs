@@ -5,8 +5,6 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{info, warn};
-
 use crate::delivery::Now;
 use crate::fs::FileSystem;
 use crate::maildir::{Directories, Maildirs, PROOF, remove};
