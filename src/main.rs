@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use log::{Log, Metadata, Record};
 use mailchute::EventLoop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -46,12 +47,27 @@ fn serve() -> Result<(), (String, u8)> {
 }
 
 /// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.
+struct Lines(env_filter::Filter);
+
+impl Log for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
+        if self.0.matches(record) && ready() != Ok(0) {
+            let line = format!("{:<5} {}\n", record.level(), record.args());
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 fn start_logging(filters: &str) {
-    let mut builder = env_logger::Builder::new();
-    builder.parse_filters(if filters.is_empty() { "info" } else { filters });
-    builder.format(|line, record| {
-        let ready = poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
-        if ready == Ok(0) { Ok(()) } else { writeln!(line, "{:<5} {}", record.level(), record.args()) }
-    });
-    builder.init();
+    let filter = env_filter::Builder::new().parse(if filters.is_empty() { "info" } else { filters }).build();
+    log::set_max_level(filter.filter());
+    // There is no other.
+    let _ = log::set_boxed_logger(Box::new(Lines(filter)));
 }
