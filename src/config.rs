@@ -1,7 +1,7 @@
 //! Every setting and every limit, with its unit and where its figure comes from.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -129,9 +129,14 @@ impl Config {
     }
 }
 
-/// Networks: loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
-pub(crate) const PRIVATE: &str =
-    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
+/// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
+pub(crate) fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(it) if matches!(it.octets(), [100, 64..=127, ..]) => true,
+        IpAddr::V4(it) => it.is_loopback() || it.is_private() || it.is_link_local(),
+        IpAddr::V6(it) => it.is_loopback() || it.is_unique_local() || it.is_unicast_link_local(),
+    }
+}
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.
 pub fn is_hostname(name: &str) -> bool {
