@@ -57,8 +57,9 @@ impl Log for Lines {
     fn log(&self, record: &Record<'_>) {
         let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
         if self.0.matches(record) && ready() != Ok(0) {
-            let line = format!("{:<5} {}\n", record.level(), record.args());
-            let _ = io::stderr().write_all(line.as_bytes());
+            let mut line = Vec::with_capacity(256);
+            let _ = writeln!(line, "{:<5} {}", record.level(), record.args());
+            let _ = io::stderr().write_all(&line);
         }
     }
 

@@ -14,6 +14,7 @@ use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::privileges::Sandbox::{Auto, Off, Require};
 use mailchute::smtp::address::Path;
+use mailchute::smtp::command::{Syntax, is_word};
 use mailchute::smtp::data::LineEnd;
 
 /// What `--help` says, and the one table of options: each line has a name (`MAILCHUTE_NAME` in the environment), what
@@ -125,7 +126,7 @@ const YES_OR_NO: [(&str, bool); 6] =
     [("yes", true), ("true", true), ("1", true), ("no", false), ("false", false), ("0", false)];
 
 fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
-    choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
+    choices.iter().find(|(name, _)| is_word(value, name)).map(|&(_, choice)| choice)
 }
 
 /// Where to listen, or who to ask.
@@ -147,7 +148,7 @@ fn network(value: &str) -> Option<IpNet> {
 /// A domain, an address literal, or `*.` and a domain.
 fn domain(value: &str) -> Option<&str> {
     let any = format!("any@{}", value.strip_prefix("*.").unwrap_or(value));
-    Path::mailbox(&any, mailchute::smtp::command::Syntax { strict: false }).map(|_| value)
+    Path::mailbox(&any, Syntax { strict: false }).map(|_| value)
 }
 
 /// A number and its unit, as a number of what `units` count in.
