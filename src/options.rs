@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lexopt::Arg;
 use mailchute::Config;
-use mailchute::config::{Place, is_hostname};
+use mailchute::config::{Place, is_hostname, number};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode;
 use mailchute::privileges::Sandbox::{Auto, Off, Require};
@@ -100,7 +100,7 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
             config.sync = choice(text, &modes)?;
         }
         "journal-size" => config.journal_octets = octets(text).filter(|octets| (1 << 20..=1 << 30).contains(octets))?,
-        "keep-messages" => config.keep.messages = Some(text.parse().ok().filter(|&count| count > 0)?),
+        "keep-messages" => config.keep.messages = Some(number(text).filter(|&count| count > 0)?),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,
         "bare-newline" => protocol.reject_bare_newline = choice(text, &[("normalize", false), ("reject", true)])?,
@@ -108,9 +108,9 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
         "strict" => protocol.strict = choice(text, &YES_OR_NO)?,
         "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
-        "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
-        "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
-        "max-connections-per-ip" => config.per_address_max = text.parse().ok().filter(|&count| count > 0)?,
+        "max-messages" => protocol.transactions_max = Some(number(text).filter(|&count| count > 0)?),
+        "max-connections" => config.connections_max = number(text).filter(|&count| count > 0)?,
+        "max-connections-per-ip" => config.per_address_max = number(text).filter(|&count| count > 0)?,
         "grace" => config.grace = time(text)?,
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
@@ -153,8 +153,8 @@ fn domain(value: &str) -> Option<&str> {
 
 /// A number and its unit, as a number of what `units` count in.
 fn quantity(value: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let (number, unit) = value.split_at(value.bytes().take_while(u8::is_ascii_digit).count());
-    number.parse::<u64>().ok()?.checked_mul(choice(unit.trim(), units)?)
+    let (digits, unit) = value.split_at(value.bytes().take_while(u8::is_ascii_digit).count());
+    number::<u64>(digits)?.checked_mul(choice(unit.trim(), units)?)
 }
 
 /// A number of octets with `K`, `M`, `G` or `T` (powers of 1,024), as people write it: `10M`, `10MB`, `10MiB`.
@@ -164,7 +164,7 @@ fn octets(value: &str) -> Option<u64> {
 }
 
 fn min_free(value: &str) -> Option<MinFree> {
-    let percent = value.strip_suffix('%').and_then(|number| number.trim().parse().ok()).filter(|&it| it <= 100);
+    let percent = value.strip_suffix('%').and_then(|it| number(it.trim())).filter(|&it| it <= 100);
     percent.map(MinFree::Percent).or_else(|| octets(value).map(MinFree::Octets))
 }
 
