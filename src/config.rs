@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustix::net::{SocketAddrAny, SocketAddrUnix};
 
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
@@ -33,6 +34,16 @@ pub enum Place {
     Tcp(SocketAddr),
     /// A Unix socket; one that nobody listens on any more is replaced.
     Unix(PathBuf),
+}
+
+impl Place {
+    /// As the system takes it; an error is that of a path which is too long.
+    pub fn address(&self) -> rustix::io::Result<SocketAddrAny> {
+        match self {
+            Self::Tcp(address) => Ok((*address).into()),
+            Self::Unix(path) => SocketAddrUnix::new(path).map(SocketAddrAny::from),
+        }
+    }
 }
 
 impl fmt::Display for Place {

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::{FileType, lstat};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
@@ -54,19 +55,15 @@ struct Listener {
 
 impl Listener {
     fn bind(place: &Place, dialect: Dialect) -> Result<Self, Errno> {
-        let address = match place {
-            Place::Tcp(address) => SocketAddrAny::from(*address),
-            Place::Unix(path) => {
-                // A server that was killed left it behind.
-                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-                let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-                if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
-                    let _ = std::fs::remove_file(path);
-                }
-                SocketAddrUnix::new(path)?.into()
-            }
-        };
+        let address = place.address()?;
         let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
+        if let Place::Unix(path) = place {
+            let is_socket = lstat(path).is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::Socket);
+            if is_socket && rustix::net::connect(&socket, &address) == Err(Errno::CONNREFUSED) {
+                // A server that was killed left it behind.
+                let _ = std::fs::remove_file(path);
+            }
+        }
         // A server that comes back finds its address free though old connections linger.
         sockopt::set_socket_reuseaddr(&socket, true)?;
         sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?; // that of newcomers, too: who does not read gets no more
