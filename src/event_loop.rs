@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -135,7 +135,7 @@ pub struct EventLoop {
 impl EventLoop {
     /// Binds the sockets, opens and proves the Maildir, and is then ready to accept. An error says what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
-        let handed: Vec<_> = config.signals.then(handed_over).into_iter().flatten().collect();
+        let handed = if config.signals { handed_over().collect() } else { Vec::new() };
         let manager = if config.signals { manager() } else { None };
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         // Process 1 of a container would else ignore them. A file size limit is an error of a write, not the end of the process.
@@ -168,7 +168,7 @@ impl EventLoop {
         for (token, listener) in (LISTENERS..).zip(&listeners) {
             watch(&poll, &listener.socket, Token(token), Interest::READABLE)?;
         }
-        let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
+        let server = Server::new(config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
         let spare = rustix::io::dup(&stops).ok();
         let (accept_from, end) = (None, None);
@@ -370,13 +370,19 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
         return Ok(anywhere);
     }
     let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
-    let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
-    let named = [&config.maildir].into_iter().chain(&config.mailboxes).map(PathBuf::as_path);
-    let written: Vec<_> = named.chain(recipients.maildirs().map(Path::new)).filter_map(whole).collect();
-    let read: Vec<_> = config.recipients.iter().filter_map(|path| parent(path)).collect();
-    let places = config.listen.iter().flatten().chain(&config.lmtp);
-    let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
-    if restrict(&written, &read, &sockets.collect::<Vec<_>>()).is_ok() {
+    let named = [Some(&config.maildir), config.mailboxes.as_ref()].into_iter().flatten().map(PathBuf::as_path);
+    let mut written = Vec::new();
+    for path in named.chain(recipients.maildirs().map(Path::new)) {
+        written.extend(if path.exists() { absolute(path).ok() } else { parent(path) });
+    }
+    let read = config.recipients.as_deref().and_then(parent);
+    let mut emptied = Vec::new();
+    for place in config.listen.iter().flatten().chain(&config.lmtp) {
+        if let Place::Unix(path) = place {
+            emptied.extend(parent(path));
+        }
+    }
+    if restrict(&written, read.as_slice(), &emptied).is_ok() {
         info!("sandbox: Landlock; nothing is written but in {} directories", written.len());
         return Ok(written);
     }
@@ -389,7 +395,7 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
 
 /// Listens where the settings say, or for SMTP in their place where a service manager does already.
 fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Vec<Listener>> {
-    let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
+    let usual = [Place::Tcp((Ipv4Addr::LOCALHOST, 2525).into()), Place::Tcp((Ipv6Addr::LOCALHOST, 2525).into())];
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
     let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();

@@ -39,7 +39,7 @@ pub(crate) struct Name(ArrayString<256>);
 impl Name {
     pub(crate) fn new(parts: &[&str]) -> Self {
         let mut name = Self::default();
-        let fits = parts.iter().chain(&["\0"]).all(|part| name.0.try_push_str(part).is_ok());
+        let fits = parts.iter().all(|part| name.0.try_push_str(part).is_ok()) && name.0.try_push('\0').is_ok();
         if fits { name } else { Self::default() }
     }
 
@@ -51,8 +51,9 @@ impl Name {
 /// Our host's name as it may stand in a file name.
 fn name_host(hostname: &str) -> String {
     let host = hostname.replace(|character: char| !character.is_ascii_graphic(), "_");
-    let host = host.replace('/', "\\057").replace(':', "\\072");
-    host.chars().take(HOST_OCTETS_MAX).collect()
+    let mut host = host.replace('/', "\\057").replace(':', "\\072");
+    host.truncate(HOST_OCTETS_MAX);
+    host
 }
 
 /// The directories of a Maildir.

@@ -86,12 +86,12 @@ pub struct Server<T, F: FileSystem> {
 
 impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
-    pub fn new(config: &Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
+    pub fn new(config: Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
         Self {
             connections: Slab::with_capacity(config.connections_max.min(1 << 14)),
             recipients,
-            config: config.clone(),
             clients: HashMap::with_capacity(config.connections_max.min(1 << 14)),
+            config,
             store,
             ids,
             spare: Spare::default(),
@@ -425,8 +425,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
         if let Some(client) = client(connection.session.peer) {
-            let left = self.clients.remove(&client).map_or(0, |count| count - 1);
-            self.clients.extend((left > 0).then_some((client, left)));
+            match self.clients.get_mut(&client) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(self.clients.remove(&client)),
+            }
         }
         let hint = connection.session.hint();
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));

@@ -310,7 +310,7 @@ impl World {
             Ok(recipients) => recipients,
             Err(problem) => return self.fail(problem),
         };
-        let mut server = Server::new(&self.config, recipients, store, MessageIds::new(random, 7));
+        let mut server = Server::new(self.config.clone(), recipients, store, MessageIds::new(random, 7));
         if let Some(files_max) = self.setting.files_max {
             server.store.files_max = files_max;
         }
