@@ -24,10 +24,6 @@ macro_rules! info {
     ($($line:tt)+) => { log!(::log::Level::Info, $($line)+) };
 }
 
-macro_rules! debug {
-    ($($line:tt)+) => { log!(::log::Level::Debug, $($line)+) };
-}
-
 #[inline(never)]
 pub(crate) fn log(level: Level, module: &'static str, line: Arguments<'_>) {
     let mut record = Record::builder();

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::config;
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     Scope, path_beneath_rules,
@@ -22,11 +21,13 @@ pub enum Sandbox {
 /// Becomes `user`, a `NAME` or `NAME:GROUP` that may be numbers, with no other group and no way back. The error says why not.
 pub(crate) fn become_user(user: &str) -> Result<(), String> {
     let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
-    let number: Option<u32> = config::number(name);
+    let number: Option<u32> = crate::config::number(name);
     let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(number.into())).ok().flatten();
     let uid = number.map(Uid::from_raw).or(found.as_ref().map(|user| user.uid));
     let gid = match group {
-        Some(group) => config::number(group).map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid)),
+        Some(group) => {
+            crate::config::number(group).map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid))
+        }
         None => found.map(|user| user.gid).or(number.map(Gid::from_raw)),
     };
     let (Some(uid), Some(gid)) = (uid, gid) else { return Err(format!("no such user or group: {user}")) };

@@ -122,7 +122,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
-        debug!("session={} connect peer={peer}", self.sessions);
+        log!(Level::Debug, "session={} connect peer={peer}", self.sessions);
         let mut connection = Connection {
             transport,
             session: Session::new(self.sessions, dialect, peer, &self.config.protocol),

@@ -7,8 +7,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arrayvec::ArrayString;
 use itoa::Buffer;
 
-use crate::config::number;
-
 /// Gives every message an id that no other process, on any host, gives: the middle part of a Maildir unique name, `M`
 /// microseconds, `R` 64 random bits, `P` process id, `Q` sequence. Without the random bits ids would repeat, as process
 /// ids do in containers and clocks on boards without a battery. It also keeps the date.
@@ -77,7 +75,7 @@ impl MessageId {
     pub(crate) fn from_unique_name(name: &str) -> Option<Self> {
         let (seconds, _) = name.split_once('.')?;
         let unique_name = ArrayString::from(name).ok()?;
-        Some(Self { seconds: number(seconds)?, before: seconds.len() + 1, unique_name })
+        Some(Self { seconds: crate::config::number(seconds)?, before: seconds.len() + 1, unique_name })
     }
 
     /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
