@@ -153,7 +153,6 @@ pub fn number<T: TryFrom<u64>>(text: &str) -> Option<T> {
     unsigned(text)?.try_into().ok()
 }
 
-#[inline(never)]
 fn unsigned(text: &str) -> Option<u64> {
     text.parse().ok()
 }

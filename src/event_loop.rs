@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::fs::{FileType, lstat};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -58,8 +58,8 @@ impl Listener {
         let address = place.address()?;
         let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
         if let Place::Unix(path) = place {
-            let is_socket = lstat(path).is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::Socket);
-            if is_socket && rustix::net::connect(&socket, &address) == Err(Errno::CONNREFUSED) {
+            let found = rustix::fs::lstat(path).map_or(FileType::Unknown, |it| FileType::from_raw_mode(it.st_mode));
+            if found.is_socket() && rustix::net::connect(&socket, &address) == Err(Errno::CONNREFUSED) {
                 // A server that was killed left it behind.
                 let _ = std::fs::remove_file(path);
             }
@@ -377,13 +377,9 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
         written.extend(if path.exists() { absolute(path).ok() } else { parent(path) });
     }
     let read = config.recipients.as_deref().and_then(parent);
-    let mut emptied = Vec::new();
-    for place in config.listen.iter().flatten().chain(&config.lmtp) {
-        if let Place::Unix(path) = place {
-            emptied.extend(parent(path));
-        }
-    }
-    if restrict(&written, read.as_slice(), &emptied).is_ok() {
+    let places = config.listen.iter().flatten().chain(&config.lmtp);
+    let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
+    if restrict(&written, read.as_slice(), &sockets.collect::<Vec<_>>()).is_ok() {
         info!("sandbox: Landlock; nothing is written but in {} directories", written.len());
         return Ok(written);
     }

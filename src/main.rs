@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use log::{Log, Metadata, Record};
 use mailchute::EventLoop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -41,7 +40,10 @@ fn serve() -> Result<(), (String, u8)> {
     // What is made has its mode from us, whoever started us.
     rustix::process::umask(rustix::fs::Mode::empty());
     let (config, filters, in_force) = parsed?;
-    start_logging(&filters);
+    let filter = env_filter::Builder::new().parse(if filters.is_empty() { "info" } else { &filters }).build();
+    log::set_max_level(filter.filter());
+    // There is no other logger.
+    let _ = log::set_boxed_logger(Box::new(Lines(filter)));
     in_force.lines().for_each(|line| log::debug!("{line}"));
     EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
 }
@@ -49,12 +51,12 @@ fn serve() -> Result<(), (String, u8)> {
 /// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.
 struct Lines(env_filter::Filter);
 
-impl Log for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+impl log::Log for Lines {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         self.0.enabled(metadata)
     }
 
-    fn log(&self, record: &Record<'_>) {
+    fn log(&self, record: &log::Record<'_>) {
         let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
         if self.0.matches(record) && ready() != Ok(0) {
             let mut line = Vec::with_capacity(256);
@@ -64,11 +66,4 @@ impl Log for Lines {
     }
 
     fn flush(&self) {}
-}
-
-fn start_logging(filters: &str) {
-    let filter = env_filter::Builder::new().parse(if filters.is_empty() { "info" } else { filters }).build();
-    log::set_max_level(filter.filter());
-    // There is no other.
-    let _ = log::set_boxed_logger(Box::new(Lines(filter)));
 }

@@ -137,8 +137,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             scheduled: false,
             stored: 0,
         };
-        let of_client =
-            client(peer).map_or(0, |it| *self.clients.entry(it).and_modify(|count| *count += 1).or_insert(1));
+        let of_client = client(peer).map_or(0, |it| *self.clients.entry(it).and_modify(|it| *it += 1).or_insert(1));
         // Where no networks are named, private ones, and all if only some domains are served.
         let served = |address: &IpAddr| match &self.config.allow_from[..] {
             [] => !self.recipients.serve_any_domain() || is_private(*address),

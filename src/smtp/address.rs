@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::command::{Syntax, is_word};
+use super::command::Syntax;
 use super::reply::Reply;
 
 /// Octets in a domain (RFC 5321 4.5.3.1.2), in lenient syntax too: the DNS has no longer ones.
@@ -146,7 +146,7 @@ fn is_literal(inside: &str) -> bool {
     let is_snum = |text: &str| text.len() <= 3 && !text.starts_with('+') && text.parse::<u8>().is_ok();
     match inside.split_once(':') {
         None => inside.split('.').count() == 4 && inside.split('.').all(is_snum),
-        Some((tag, content)) if is_word(tag, "IPv6") => content.parse::<Ipv6Addr>().is_ok(),
+        Some((tag, content)) if tag.eq_ignore_ascii_case("IPv6") => content.parse::<Ipv6Addr>().is_ok(),
         Some((tag, content)) => {
             let is_tag = !tag.is_empty() && !tag.ends_with('-') && tag.bytes().all(is_ldh);
             is_tag && !content.is_empty() && content.bytes().all(|octet| matches!(octet, b'!'..=b'Z' | b'^'..=b'~'))

@@ -133,13 +133,13 @@ fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters
         if keyword.is_empty() || !keyword.bytes().all(is_ldh) || !value.is_none_or(is_value) {
             return Err(Reply::PARAMETER_MALFORMED);
         }
-        let found = known.iter().zip(&mut seen).find(|(known, _)| is_word(known, keyword));
+        let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
         let (keyword, seen) = found.ok_or(Reply::PARAMETER_UNKNOWN)?;
         match (*keyword, value) {
             _ if std::mem::replace(seen, true) => return Err(Reply::PARAMETER_MALFORMED),
             ("SIZE", None | Some("")) if !syntax.strict => {}
             ("SIZE", Some(value)) if is_number(value) => parameters.size = Some(value.parse().unwrap_or(u64::MAX)),
-            ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| is_word(value, body)) => {}
+            ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
             // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
             ("BODY", Some(value)) if !value.is_empty() => return Err(Reply::PARAMETER_UNKNOWN),
             ("SMTPUTF8", None) => parameters.smtp_utf8 = true,
@@ -150,12 +150,6 @@ fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters
     Ok(parameters)
 }
 
-/// Whether `text` is this word, in any case.
-#[inline(never)]
-pub fn is_word(text: &str, word: &str) -> bool {
-    text.eq_ignore_ascii_case(word)
-}
-
 /// Whether `text` is 1 to 20 digits, as `size-value` of RFC 1870 6.
 fn is_number(text: &str) -> bool {
     matches!(text.len(), 1..=20) && text.bytes().all(|octet| octet.is_ascii_digit())
@@ -164,7 +158,7 @@ fn is_number(text: &str) -> bool {
 fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let [number, last, more] = three_words(argument, syntax);
     let octets = number.filter(|number| is_number(number)).and_then(crate::config::number);
-    let good = more.is_none() && last.is_none_or(|word| is_word(word, "LAST"));
+    let good = more.is_none() && last.is_none_or(|word| word.eq_ignore_ascii_case("LAST"));
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
@@ -180,7 +174,7 @@ pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Rep
 
 /// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
 fn search(argument: &str) -> Result<(), Reply> {
-    let announced = argument.rsplit_once(' ').filter(|(_, keyword)| is_word(keyword, "SMTPUTF8"));
+    let announced = argument.rsplit_once(' ').filter(|(_, keyword)| keyword.eq_ignore_ascii_case("SMTPUTF8"));
     let string = announced.map_or(argument, |(string, _)| string);
     match string {
         "" => Err(Reply::BAD_ARGUMENT),
