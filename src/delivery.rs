@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Instant, SystemTime};
 
 use itoa::Buffer;
+use log::{error, info};
 use slab::Slab;
 
 use crate::config::Config;

@@ -1,6 +1,7 @@
 //! The few things that a delivery asks of a file system, as a trait, and the real disk behind it.
 
 use crate::sys::Aio;
+use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;

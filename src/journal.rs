@@ -25,6 +25,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use log::{error, info, warn};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{BLOCK_OCTETS, Config};

@@ -2,9 +2,6 @@
 #[cfg(any(not(target_os = "linux"), target_arch = "riscv32"))]
 compile_error!("mailchute needs Linux, and io_getevents(2), which riscv32 lacks");
 
-#[macro_use]
-mod logging;
-
 pub mod config;
 pub mod connection;
 pub mod delivery;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayString;
-use log::Level;
+use log::{Level, error, log, warn};
 use rustix::io::Errno;
 use slab::Slab;
 

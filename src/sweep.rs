@@ -5,6 +5,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use log::{info, warn};
+
 use crate::config::number;
 use crate::delivery::Now;
 use crate::fs::FileSystem;
