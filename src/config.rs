@@ -150,11 +150,7 @@ pub(crate) fn is_private(address: IpAddr) -> bool {
 
 /// A number, of any type that has room for it.
 pub fn number<T: TryFrom<u64>>(text: &str) -> Option<T> {
-    unsigned(text)?.try_into().ok()
-}
-
-fn unsigned(text: &str) -> Option<u64> {
-    text.parse().ok()
+    text.parse::<u64>().ok()?.try_into().ok()
 }
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.

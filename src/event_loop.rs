@@ -26,7 +26,6 @@ use crate::maildir::PathError;
 use crate::privileges::{Sandbox, become_user, restrict};
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
-use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
 use crate::sys::{handed_over, trim_heap};
@@ -316,7 +315,7 @@ impl EventLoop {
                         }
                         self.accept_from = Some(now.instant + ACCEPT_PAUSE);
                         self.spare = None;
-                        let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
+                        let reply = [crate::smtp::reply::Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
                         for _ in 0..8 * TURN_ACCEPTS_MAX {
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
                             let _ = rustix::net::send(&socket, reply.as_bytes(), SendFlags::NOSIGNAL);
@@ -373,10 +372,8 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
     }
     let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
     let named = [Some(&config.maildir), config.mailboxes.as_ref()].into_iter().flatten().map(PathBuf::as_path);
-    let mut written = Vec::new();
-    for path in named.chain(recipients.maildirs().map(Path::new)) {
-        written.extend(if path.exists() { absolute(path).ok() } else { parent(path) });
-    }
+    let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
+    let written: Vec<_> = named.chain(recipients.maildirs().map(Path::new)).filter_map(whole).collect();
     let read = config.recipients.as_deref().and_then(parent);
     let places = config.listen.iter().flatten().chain(&config.lmtp);
     let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });

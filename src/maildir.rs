@@ -51,9 +51,8 @@ impl Name {
 /// Our host's name as it may stand in a file name.
 fn name_host(hostname: &str) -> String {
     let host = hostname.replace(|character: char| !character.is_ascii_graphic(), "_");
-    let mut host = host.replace('/', "\\057").replace(':', "\\072");
-    host.truncate(HOST_OCTETS_MAX);
-    host
+    let host = host.replace('/', "\\057").replace(':', "\\072");
+    host.chars().take(HOST_OCTETS_MAX).collect()
 }
 
 /// The directories of a Maildir.

@@ -14,7 +14,6 @@ use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode::{Always, Journal, Never};
 use mailchute::privileges::Sandbox::{Auto, Off, Require};
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
 use mailchute::smtp::data::LineEnd;
 
 /// What `--help` says, and the one table of options: each line has a name (`MAILCHUTE_NAME` in the environment), what
@@ -141,7 +140,7 @@ fn network(value: &str) -> Option<IpNet> {
 /// A domain, an address literal, or `*.` and a domain.
 fn domain(value: &str) -> Option<&str> {
     let any = format!("any@{}", value.strip_prefix("*.").unwrap_or(value));
-    Path::mailbox(&any, Syntax { strict: false }).map(|_| value)
+    Path::mailbox(&any, mailchute::smtp::command::Syntax { strict: false }).map(|_| value)
 }
 
 /// A number and its unit, as a number of what `units` count in.

@@ -429,10 +429,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
         if let Some(client) = client(connection.session.peer) {
-            match self.clients.get_mut(&client) {
-                Some(count) if *count > 1 => *count -= 1,
-                _ => drop(self.clients.remove(&client)),
-            }
+            let left = self.clients.remove(&client).map_or(0, |count| count - 1);
+            self.clients.extend((left > 0).then_some((client, left)));
         }
         let hint = connection.session.hint();
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
