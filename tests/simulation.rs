@@ -87,7 +87,7 @@ fn no_mail_is_lost_and_everybody_is_answered() {
         return;
     }
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
-    let sum = Mutex::new((0, 0, 0, 0));
+    let sum = Mutex::new((0, 0, 0, 0, 0));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -98,8 +98,8 @@ fn no_mail_is_lost_and_everybody_is_answered() {
                     }
                     let report = check(seed, &tables, false);
                     let mut sum = sum.lock().expect("no panic");
-                    let Report { steps, clients, messages, promises, .. } = report;
-                    *sum = (sum.0 + steps, sum.1 + clients, sum.2 + messages, sum.3 + promises);
+                    let Report { steps, clients, messages, promises, groups, .. } = report;
+                    *sum = (sum.0 + steps, sum.1 + clients, sum.2 + messages, sum.3 + promises, sum.4 + groups);
                     if !report.failures.is_empty() {
                         failed.lock().expect("no panic").push(seed);
                     }
@@ -107,9 +107,9 @@ fn no_mail_is_lost_and_everybody_is_answered() {
             });
         }
     });
-    let (steps, clients, messages, promises) = *sum.lock().expect("no panic");
+    let (steps, clients, messages, promises, groups) = *sum.lock().expect("no panic");
     println!(
-        "{} seeds: {steps} steps, {clients} clients, {messages} messages, {promises} of them promised",
+        "{} seeds: {steps} steps, {clients} clients, {messages} messages, {promises} of them promised; {groups} groups in journals",
         seeds.end - seeds.start
     );
     if let Some(seed) = failed.into_inner().expect("no panic").into_iter().min() {

@@ -101,6 +101,11 @@ pub struct Book {
     pub untidy: bool,
     /// Somebody reads the mail, and may move a message before its flush fails.
     pub reader: bool,
+    /// Messages may be in a journal before they are in their Maildirs; whether some are.
+    pub journaled: bool,
+    pub unpublished: bool,
+    /// One may be there twice: a reader moved it before its flush failed, or it could not be removed then.
+    doubles: bool,
     /// Messages in the Maildirs of this disk that were read: by file and length, as octets are only added.
     known: HashMap<(usize, usize), usize>,
 }
@@ -108,7 +113,9 @@ pub struct Book {
 impl Book {
     pub fn new(layout: Layout) -> Self {
         let (attempts, known) = (Vec::new(), HashMap::new());
-        Self { layout, attempts, table: 0, promises: 0, faulty: false, untidy: false, reader: false, known }
+        let (faulty, untidy, reader, journaled, unpublished, doubles) = Default::default();
+        let (table, promises) = (0, 0);
+        Self { layout, attempts, table, promises, faulty, untidy, reader, journaled, unpublished, doubles, known }
     }
 
     /// The sender of a message, by which its file is recognized.
@@ -194,7 +201,7 @@ impl Book {
             }
             match &recipient.verdict {
                 None => Presence::May,
-                Some(Verdict::Stored(_)) if places.iter().all(&inside) => Presence::Must,
+                Some(Verdict::Stored(_)) if places.iter().all(&inside) && !self.unpublished => Presence::Must,
                 Some(Verdict::Stored(_)) => Presence::May,
                 // In LMTP the other mailboxes of an alias may have it.
                 Some(Verdict::Failed) if lenient || it.lmtp && places[0].len() > 1 => Presence::May,
@@ -246,13 +253,14 @@ impl Book {
 
     /// Compares what is in the Maildirs with what was sent and promised; `None` for one that can't be looked into now.
     pub fn judge(&mut self, maildirs: &[Option<Vec<Found>>], after_cut: bool) -> Result<(), String> {
+        self.doubles |= self.journaled && self.faulty && (self.reader || self.untidy);
         for (maildir, files) in maildirs.iter().enumerate() {
             let Some(files) = files else { continue };
             let mut found = BTreeMap::new();
             for file in files {
                 let attempt = self.recognize(file).map_err(|wrong| format!("Maildir {maildir}: {wrong}"))?;
                 let (inode, _) = *found.entry(attempt).or_insert((file.inode, &file.name));
-                if inode != file.inode {
+                if inode != file.inode && !self.doubles {
                     return Err(format!("Maildir {maildir} has message {attempt} twice"));
                 }
             }
@@ -270,7 +278,7 @@ impl Book {
                             "message {attempt} was refused or is not for Maildir {maildir}, and is there"
                         ));
                     }
-                    (Presence::Must, Some((_, name))) => {
+                    (Presence::Must, Some((_, name))) if !self.doubles => {
                         let mut verdicts =
                             self.attempts[attempt].recipients.iter().filter_map(|it| it.verdict.as_ref());
                         if !verdicts.any(|verdict| matches!(verdict, Verdict::Stored(id) if name.contains(id.as_str())))

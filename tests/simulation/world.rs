@@ -39,6 +39,8 @@ const STEPS_MAX: usize = 500_000;
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Numbers of clients that come when those of the beginning are gone.
 pub const LATER: usize = 1000;
+/// How long after the last flush everything is published.
+const PUBLISHED_WITHIN: Duration = Duration::from_millis(210);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// What a seed chooses.
@@ -68,6 +70,8 @@ struct Setting {
     /// When the power is cut, if it is, and when the server is told to stop.
     cut_at: Option<Duration>,
     stop_at: Option<Duration>,
+    /// Octets of the journal, if there is one.
+    journal: Option<u64>,
 }
 
 impl Setting {
@@ -104,6 +108,7 @@ impl Setting {
             grace: Duration::from_millis(random.below(9000) as u64),
             cut_at: moment(random, 3),
             stop_at: moment(random, 6),
+            journal: None,
         }
     }
 }
@@ -119,6 +124,8 @@ pub struct Report {
     pub clients: usize,
     pub messages: usize,
     pub promises: usize,
+    /// Groups of messages that were written to a journal.
+    pub groups: usize,
     pub time: Duration,
 }
 
@@ -171,7 +178,10 @@ struct World {
 /// Runs a seed, with all its clients or one alone.
 pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool) -> Report {
     let mut random = Random::new(seed);
-    let setting = Setting::draw(&mut random, seed % 4 == 0);
+    let mut setting = Setting::draw(&mut random, seed % 4 == 0);
+    if seed % 3 == 1 {
+        setting.journal = Some(4096 * Random::new(seed + 1).choose(&[8, 12, 40]));
+    }
     let mut config = Config { maildir: MAILDIR.into(), timeout: setting.timeout, ..Config::default() };
     config.connections_max = setting.connections_max;
     config.per_address_max = setting.address_max;
@@ -187,6 +197,12 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
     }
     let others = if setting.layout == Layout::One { &[][..] } else { &MAILBOXES };
     let disk = ModelDisk::new(Ends::Told).atomic_moves(setting.atomic_moves).maildirs(others, true);
+    let disk = if let Some(octets) = setting.journal {
+        config.journal_octets = octets;
+        disk.journaled()
+    } else {
+        disk
+    };
     let disk = if setting.links { disk } else { disk.without_links(Errno::MLINK) };
     let disk = if setting.reader { disk.reader(seed) } else { disk };
     let mut world = World {
@@ -224,6 +240,7 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
     };
     world.trace(|world| format!("{:?}", world.setting));
     world.book.reader = world.setting.reader;
+    world.book.journaled = world.setting.journal.is_some();
     world.invite(seed, alone);
     world.live(7);
     if world.report.failures.is_empty() && alone.is_none() {
@@ -302,6 +319,10 @@ impl World {
     /// One start of a server, until all clients are gone and nothing happens any more, or until its end.
     fn live(&mut self, random: u64) {
         let opened = Store::open(self.disk.clone(), &self.config, random);
+        let now = self.now(Instant::now() - self.clock.get());
+        self.disk.set_ends(Ends::AtOnce);
+        let opened = opened.and_then(|mut store| store.recover(now).map(|()| store));
+        self.disk.set_ends(Ends::Told);
         let store = match opened {
             Ok(store) => store,
             Err((path, error)) => return self.fail(format!("no start: {}: {error}", path.display())),
@@ -325,7 +346,9 @@ impl World {
         }
         if !self.power_cut {
             server.abort();
+            server.store.close();
         }
+        self.report.groups += self.disk.groups().len();
         self.check_memory(server);
         self.connections.clear();
     }
@@ -341,7 +364,8 @@ impl World {
         let least = octets_freed(|| drop(new));
         // One with text that is not in its file yet, or with octets that were not looked at, and one while it works.
         let blocks = (self.peak + 1).min(BLOCKS_MAX + 2) * BLOCK_OCTETS;
-        let most = least + blocks + (2 * self.peak + 32) * SMALL_OCTETS + self.peak * 1024 + (64 << 10);
+        let group = self.setting.journal.unwrap_or(0) as usize * 2;
+        let most = least + blocks + group + (2 * self.peak + 32) * SMALL_OCTETS + self.peak * 1024 + (64 << 10);
         self.trace(|_| format!("{held} octets of memory, at the start {least}"));
         if held > most {
             self.fail(format!("{held} octets of memory for {} connections, at most {most} are right", self.peak));
@@ -364,6 +388,10 @@ impl World {
                 self.pass(turn);
             } else {
                 self.check_rest(server);
+                // What was answered waits until it can be published.
+                if self.connections.is_empty() && self.incidents == 0 && !server.store.is_idle() {
+                    self.put_back();
+                }
                 match self.next(poll_until) {
                     Some(next) if !self.is_done(server) => self.pass(next.saturating_sub(self.clock.get())),
                     _ => return,
@@ -562,7 +590,7 @@ impl World {
         let descriptors = self.disk.open_descriptors();
         let files_max = self.setting.files_max.unwrap_or(4 * (known + 1));
         // The main Maildir, one that is looked through, and those that one message more may open.
-        let descriptors_max = files_max.max(1) + 3 + 4 + 15;
+        let descriptors_max = files_max.max(1) + 3 + 4 + 15 + usize::from(self.setting.journal.is_some());
         if self.setting.files_max.is_some() && descriptors > descriptors_max {
             self.fail(format!("{descriptors} descriptors are open"));
         }
@@ -570,6 +598,7 @@ impl World {
             let most = if self.slow { 2 * self.setting.timeout.as_millis() as usize } else { self.setting.flush };
             self.flush_at = Some(now + Duration::from_millis(self.random.below(most + 1) as u64) + MILLISECOND / 50);
         }
+        self.book.unpublished = self.setting.journal.is_some() && !server.store.is_idle();
         self.check_disk(false);
     }
 
@@ -652,7 +681,27 @@ impl World {
                 wrong.push(format!("{}: takes too long", it.told()));
             }
         }
+        // Some time after its answer each message is where it belongs.
+        if self.book.unpublished && !waits && !self.book.faulty && now > self.flush_ended + PUBLISHED_WITHIN {
+            self.book.unpublished = false;
+            self.check_disk(true);
+        }
         wrong.into_iter().for_each(|wrong| self.fail(wrong));
+    }
+
+    /// What a start finds that comes after this, with what it delivers from a journal.
+    fn recovered(&mut self, left: &ModelDisk) -> Vec<Option<Vec<Found>>> {
+        self.book.unpublished = false;
+        if self.setting.journal.is_some() {
+            let now = self.now(Instant::now() - self.clock.get());
+            let opened = Store::open(left.clone(), &self.config, 9);
+            if let Err((path, error)) = opened.and_then(|mut store| store.recover(now)) {
+                self.fail(format!("no start: {}: {error}", path.display()));
+            }
+        }
+        let paths = if self.setting.layout == Layout::One { &[][..] } else { &MAILBOXES };
+        let all = [MAILDIR].into_iter().chain(paths.iter().copied());
+        self.look(all.map(|path| [left.files_in(path, "new"), left.files_in(path, "cur")].concat()).collect())
     }
 
     /// What is in the Maildirs; none of those that are away.
@@ -677,12 +726,18 @@ impl World {
             }
         }
         if state.1 != self.judged.1 || anyhow {
+            let unpublished = self.book.unpublished;
             for mut choices in [Choices::default(), Choices::drawn(self.random.below(1 << 30) as u64)] {
-                let files = self.look(self.disk.crash(&mut choices));
+                let left = self.disk.restarted(&mut choices, Ends::AtOnce);
+                // Its files are others.
+                self.book.forget_files();
+                let files = self.recovered(&left);
                 if let Err(wrong) = self.book.judge(&files, true) {
                     self.fail(format!("after a power cut now: {wrong}"));
                 }
+                self.book.forget_files();
             }
+            self.book.unpublished = unpublished;
         }
         self.judged = state;
     }
@@ -726,7 +781,17 @@ impl World {
                     IsSame,
                     Remove,
                 ];
-                let kind = kinds[self.random.below(kinds.len())];
+                let mut kind = kinds[self.random.below(kinds.len())];
+                if self.setting.journal.is_some() && self.random.below(3) == 0 {
+                    kind = self.random.choose(&[
+                        Kind::WriteAt,
+                        Kind::WriteAt,
+                        Kind::EndJournalFlush,
+                        Kind::EndJournalFlush,
+                        Kind::OpenJournal,
+                        Kind::ReadAt,
+                    ]);
+                }
                 self.trace(|_| format!("{count} of {kind:?} will fail: {errno:?}"));
                 self.disk.fail_next(kind, count, errno);
                 self.book.faulty = true;
@@ -824,7 +889,8 @@ impl World {
         }
         let (descriptors, tmp) = (self.disk.open_descriptors(), self.disk.files("tmp").len());
         // A main Maildir that was opened again is held itself until mail comes to it.
-        if descriptors != 3 && !(self.book.faulty && descriptors == 4) {
+        let journal = usize::from(!self.disk.groups().is_empty() || descriptors > 3 && self.setting.journal.is_some());
+        if descriptors != 3 + journal && !(self.book.faulty && (3..=5).contains(&descriptors)) {
             self.fail(format!("in the end {descriptors} descriptors are open"));
         }
         if tmp > 0 && !self.book.untidy && !self.after_cut {
@@ -836,13 +902,26 @@ impl World {
     /// The power is cut; the server starts anew on what is left, and loses nothing.
     fn cut_power(&mut self, seed: u64) {
         self.put_back();
-        for draw in 0..4 {
-            let files = self.look(self.disk.crash(&mut Choices::drawn(seed * 10 + draw)));
+        for draw in 0..if self.setting.journal.is_some() { 6 } else { 4 } {
+            let left = match draw {
+                5 => self.disk.killed(),
+                _ => self.disk.restarted(&mut Choices::drawn(seed * 10 + draw), Ends::AtOnce),
+            };
+            left.heal();
+            self.book.forget_files();
+            let files = self.recovered(&left);
             if let Err(wrong) = self.book.judge(&files, true) {
                 return self.fail(format!("after the power cut: {wrong}"));
             }
         }
-        self.disk = self.disk.restarted(&mut Choices::drawn(seed), Ends::Told);
+        // Or only the process ends, and what it did is no more durable than before.
+        self.disk = match self.setting.journal {
+            // Not where a flush failed: of what it lost nothing is flushed again before the machine stops.
+            Some(_) if seed % 2 == 1 && !self.book.faulty => self.disk.killed(),
+            _ => self.disk.restarted(&mut Choices::drawn(seed), Ends::Told),
+        };
+        self.disk.set_ends(Ends::Told);
+        self.heal();
         self.book.forget_files();
         self.trace(|_| "a new start".to_owned());
         (self.after_cut, self.power_cut, self.drained, self.end) = (true, false, false, None);
