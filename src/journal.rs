@@ -642,7 +642,6 @@ impl<F: FileSystem> Store<F> {
     }
 }
 
-/// All names in a directory.
 fn names<F: FileSystem>(fs: &mut F, directory: &F::Directory) -> io::Result<Vec<CString>> {
     let mut listing = fs.list(directory)?;
     std::iter::from_fn(|| fs.next_name(&mut listing).transpose()).collect()

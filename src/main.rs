@@ -42,7 +42,6 @@ fn serve() -> Result<(), (String, u8)> {
     let (config, filters, in_force) = parsed?;
     let filter = env_filter::Builder::new().parse(if filters.is_empty() { "info" } else { &filters }).build();
     log::set_max_level(filter.filter());
-    // There is no other logger.
     let _ = log::set_boxed_logger(Box::new(Lines(filter)));
     in_force.lines().for_each(|line| log::debug!("{line}"));
     EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
