@@ -1,11 +1,12 @@
 //! Every setting and every limit, with its unit and where its figure comes from.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustix::net::{SocketAddrAny, SocketAddrUnix};
 
 use crate::delivery::MinFree;
 use crate::fs::SyncMode;
@@ -33,6 +34,16 @@ pub enum Place {
     Tcp(SocketAddr),
     /// A Unix socket; one that nobody listens on any more is replaced.
     Unix(PathBuf),
+}
+
+impl Place {
+    /// As the system takes it; an error is that of a path which is too long.
+    pub fn address(&self) -> rustix::io::Result<SocketAddrAny> {
+        match self {
+            Self::Tcp(address) => Ok((*address).into()),
+            Self::Unix(path) => SocketAddrUnix::new(path).map(SocketAddrAny::from),
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -128,9 +139,19 @@ impl Config {
     }
 }
 
-/// Networks: loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
-pub(crate) const PRIVATE: &str =
-    "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 100.64.0.0/10 ::1/128 fe80::/10 fc00::/7";
+/// Loopback, private (RFC 1918), link-local, carrier-grade NAT (RFC 6598), and the same of IPv6 (RFC 4193).
+pub(crate) fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(it) if matches!(it.octets(), [100, 64..=127, ..]) => true,
+        IpAddr::V4(it) => it.is_loopback() || it.is_private() || it.is_link_local(),
+        IpAddr::V6(it) => it.is_loopback() || it.is_unique_local() || it.is_unicast_link_local(),
+    }
+}
+
+/// A number, of any type that has room for it.
+pub fn number<T: TryFrom<u64>>(text: &str) -> Option<T> {
+    text.parse::<u64>().ok()?.try_into().ok()
+}
 
 /// Whether `name` can stand in a greeting and in trace lines: 1 to 255 visible ASCII characters.
 pub fn is_hostname(name: &str) -> bool {

@@ -180,7 +180,7 @@ impl<F: FileSystem> Delivery<F> {
 
     /// Notes an error that hit some copies: refuses them, or all where they belong together, and removes their names.
     pub(crate) fn fail(
-        &mut self, doing: &str, error: &io::Error, hit: impl Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now,
+        &mut self, doing: &str, error: &io::Error, hit: &dyn Fn(&Copy<F>) -> bool, maildirs: &mut Maildirs<F>, now: Now,
     ) {
         let Some(first) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
         maildirs.complain_of(first, doing, error, now);
@@ -271,13 +271,13 @@ impl<F: FileSystem> Store<F> {
             let Copy { maildir, ref file, .. } = delivery.copies[index];
             self.files += usize::from(file.is_some());
             if let Err(error) = created {
-                delivery.fail("create", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
+                delivery.fail("create", &error, &|copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for index in 0..delivery.copies.len() {
             let Copy { file: Some(file), failure: None, .. } = &mut delivery.copies[index] else { continue };
             if let Err(error) = self.maildirs.fs.write(file, content) {
-                delivery.fail("write", &error, |copy| copy.body == index, &mut self.maildirs, now);
+                delivery.fail("write", &error, &|copy| copy.body == index, &mut self.maildirs, now);
             }
         }
         delivery.size += content.len() as u64;
@@ -428,7 +428,7 @@ impl<F: FileSystem> Store<F> {
         let Some(delivery) = self.deliveries.get_mut(key) else { return };
         if let Err(error) = result {
             self.maildirs.health = Health::Failed;
-            delivery.fail("flush", &error, |copy| copy.body == body, &mut self.maildirs, now);
+            delivery.fail("flush", &error, &|copy| copy.body == body, &mut self.maildirs, now);
         }
         self.files -= usize::from(delivery.copies.get_mut(body).and_then(|copy| copy.file.take()).is_some());
         delivery.waiting -= 1;
@@ -439,7 +439,7 @@ impl<F: FileSystem> Store<F> {
         for index in 0..if delivery.owner == PROBE { 0 } else { delivery.copies.len() } {
             let Copy { maildir, .. } = delivery.copies[index];
             if let Err(error) = delivery.publish(index, &mut self.maildirs) {
-                delivery.fail("move to new/", &error, |copy| copy.maildir == maildir, &mut self.maildirs, now);
+                delivery.fail("move to new/", &error, &|copy| copy.maildir == maildir, &mut self.maildirs, now);
             }
         }
         for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
@@ -473,7 +473,7 @@ impl<F: FileSystem> Store<F> {
         for &message in &group {
             let Some(delivery) = self.deliveries.get_mut(message) else { continue };
             if let Some(error) = &failure {
-                delivery.fail("flush of new/ or cur/", error, |copy| copy.maildir == key, &mut self.maildirs, now);
+                delivery.fail("flush of new/ or cur/", error, &|copy| copy.maildir == key, &mut self.maildirs, now);
             }
             delivery.waiting -= 1;
             if delivery.waiting == 0 {

@@ -2,10 +2,10 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use log::{error, info, warn};
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
@@ -25,7 +26,6 @@ use crate::maildir::PathError;
 use crate::privileges::{Sandbox, become_user, restrict};
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
-use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
 use crate::sys::{handed_over, trim_heap};
@@ -55,19 +55,15 @@ struct Listener {
 
 impl Listener {
     fn bind(place: &Place, dialect: Dialect) -> Result<Self, Errno> {
-        let address = match place {
-            Place::Tcp(address) => SocketAddrAny::from(*address),
-            Place::Unix(path) => {
-                // A server that was killed left it behind.
-                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
-                let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
-                if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
-                    let _ = std::fs::remove_file(path);
-                }
-                SocketAddrUnix::new(path)?.into()
-            }
-        };
+        let address = place.address()?;
         let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
+        if let Place::Unix(path) = place {
+            let found = rustix::fs::lstat(path).map_or(FileType::Unknown, |it| FileType::from_raw_mode(it.st_mode));
+            if found.is_socket() && rustix::net::connect(&socket, &address) == Err(Errno::CONNREFUSED) {
+                // A server that was killed left it behind.
+                let _ = std::fs::remove_file(path);
+            }
+        }
         // A server that comes back finds its address free though old connections linger.
         sockopt::set_socket_reuseaddr(&socket, true)?;
         sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?; // that of newcomers, too: who does not read gets no more
@@ -139,7 +135,7 @@ pub struct EventLoop {
 impl EventLoop {
     /// Binds the sockets, opens and proves the Maildir, and is then ready to accept. An error says what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
-        let handed: Vec<_> = config.signals.then(handed_over).into_iter().flatten().collect();
+        let handed = if config.signals { handed_over().collect() } else { Vec::new() };
         let manager = if config.signals { manager() } else { None };
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         // Process 1 of a container would else ignore them. A file size limit is an error of a write, not the end of the process.
@@ -172,7 +168,7 @@ impl EventLoop {
         for (token, listener) in (LISTENERS..).zip(&listeners) {
             watch(&poll, &listener.socket, Token(token), Interest::READABLE)?;
         }
-        let server = Server::new(&config, recipients, store, MessageIds::new(random, std::process::id()));
+        let server = Server::new(config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
         let spare = rustix::io::dup(&stops).ok();
         let (accept_from, end) = (None, None);
@@ -320,7 +316,7 @@ impl EventLoop {
                         }
                         self.accept_from = Some(now.instant + ACCEPT_PAUSE);
                         self.spare = None;
-                        let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
+                        let reply = [crate::smtp::reply::Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
                         for _ in 0..8 * TURN_ACCEPTS_MAX {
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
                             let _ = rustix::net::send(&socket, reply.as_bytes(), SendFlags::NOSIGNAL);
@@ -376,13 +372,13 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
         return Ok(anywhere);
     }
     let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let named = [Some(&config.maildir), config.mailboxes.as_ref()].into_iter().flatten().map(PathBuf::as_path);
     let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
-    let named = [&config.maildir].into_iter().chain(&config.mailboxes).map(PathBuf::as_path);
     let written: Vec<_> = named.chain(recipients.maildirs().map(Path::new)).filter_map(whole).collect();
-    let read: Vec<_> = config.recipients.iter().filter_map(|path| parent(path)).collect();
+    let read = config.recipients.as_deref().and_then(parent);
     let places = config.listen.iter().flatten().chain(&config.lmtp);
     let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
-    if restrict(&written, &read, &sockets.collect::<Vec<_>>()).is_ok() {
+    if restrict(&written, read.as_slice(), &sockets.collect::<Vec<_>>()).is_ok() {
         info!("sandbox: Landlock; nothing is written but in {} directories", written.len());
         return Ok(written);
     }
@@ -395,7 +391,7 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
 
 /// Listens where the settings say, or for SMTP in their place where a service manager does already.
 fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Vec<Listener>> {
-    let usual = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].map(|ip| Place::Tcp((ip, 2525).into()));
+    let usual = [Place::Tcp((Ipv4Addr::LOCALHOST, 2525).into()), Place::Tcp((Ipv6Addr::LOCALHOST, 2525).into())];
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
     let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();

@@ -73,7 +73,7 @@ pub trait FileSystem {
     fn space(&mut self, directory: &Self::Directory) -> io::Result<Space>;
     /// A number for the file system that `directory` is on, and one for the directory there.
     fn identity(&mut self, directory: &Self::Directory) -> io::Result<(u64, u64)>;
-    /// Whether `path` still names `directory` itself, not a newcomer in its place, nor nothing.
+    /// Whether `path` still names `directory` itself, not a newcomer in its place; nothing there is an error.
     fn is_same(&mut self, path: &Path, directory: &Self::Directory) -> io::Result<bool>;
     /// Begins to list the names in `directory`, which may change meanwhile.
     fn list(&mut self, directory: &Self::Directory) -> io::Result<Self::Listing>;
@@ -298,11 +298,7 @@ impl FileSystem for Disk {
     }
 
     fn is_same(&mut self, path: &Path, directory: &OwnedFd) -> io::Result<bool> {
-        match rustix::fs::stat(path) {
-            Ok(named) => Ok(identity(named) == self.identity(directory)?),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(errno) => Err(errno.into()),
-        }
+        Ok(identity(rustix::fs::stat(path)?) == self.identity(directory)?)
     }
 
     fn list(&mut self, directory: &OwnedFd) -> io::Result<Dir> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mailchute::config::Place;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{SocketFlags, SocketType, connect, socket_with};
 
 /// Asks the server at the address in `arguments`, or at the first one that the environment has it listen on, or at the usual
 /// one. The error is a line that says what is wrong, and the status: 1 is unhealthy, 2 is wrong usage.
@@ -26,11 +26,8 @@ pub fn check(mut arguments: impl Iterator<Item = OsString>) -> Result<(), (Strin
 
 /// A whole session, which stores nothing: MAIL is refused when mail would be, and a null sender needs no mailbox.
 fn ask(place: &Place, deadline: Instant) -> io::Result<()> {
-    let address = match place {
-        // Linux takes 0.0.0.0 and [::] for loopback here.
-        Place::Tcp(address) => SocketAddrAny::from(*address),
-        Place::Unix(path) => SocketAddrUnix::new(path)?.into(),
-    };
+    // Linux takes 0.0.0.0 and [::] for loopback here.
+    let address = place.address()?;
     // When no time is left, that is an error of what is begun then.
     let left = || Some(deadline.saturating_duration_since(Instant::now()));
     let socket = socket_with(address.address_family(), SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

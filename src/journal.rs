@@ -506,7 +506,7 @@ impl<F: FileSystem> Store<F> {
             self.journal.halves[delivery.record.take().map_or(0, |record| record.half)].live -= 1;
             // No mailbox of it is at fault.
             delivery.apart = true;
-            delivery.fail("flush of the journal", &error, |_| true, &mut self.maildirs, now);
+            delivery.fail("flush of the journal", &error, &|_| true, &mut self.maildirs, now);
             self.end(key);
         }
         false
@@ -558,20 +558,15 @@ impl<F: FileSystem> Store<F> {
     /// that of the start, before flushes are asynchronous. An error is that of a journal which is not understood, or that can't be read.
     pub fn recover(&mut self, now: Now) -> Result<(), PathError> {
         let path = self.journal.path.clone();
-        let names = self.maildirs.fs.list(&self.journal.root).and_then(|mut listing| {
-            let names = std::iter::from_fn(|| self.maildirs.fs.next_name(&mut listing).transpose());
-            names.filter(|name| !matches!(name, Ok(name) if !name.to_bytes().starts_with(PREFIX.as_bytes()))).collect()
-        });
-        let names: Vec<CString> = names.map_err(|error| (path.clone(), error))?;
+        let names = names(&mut self.maildirs.fs, &self.journal.root).map_err(|error| (path.clone(), error))?;
         // A mailbox that is gone is made again.
         let create = std::mem::replace(&mut self.maildirs.create, true);
-        for name in names {
+        for name in names.iter().filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes())) {
             let path = path.join(name.to_string_lossy().as_ref());
-            let opened = self.maildirs.fs.open_journal(&self.journal.root, &name, false);
-            let recovered = opened.and_then(|opened| match opened {
-                Some((file, octets)) => self.recover_from(file, octets, &name, &path, now),
-                None => Ok(()),
-            });
+            let recovered = match self.maildirs.fs.open_journal(&self.journal.root, name, false) {
+                Ok(Some((file, octets))) => self.recover_from(file, octets, name, &path, now),
+                opened => opened.map(drop),
+            };
             recovered.map_err(|error| (path, error))?;
         }
         self.maildirs.create = create;
@@ -592,14 +587,9 @@ impl<F: FileSystem> Store<F> {
                 present.insert(destination);
                 continue;
             };
-            let (Maildirs { fs, open, .. }, mut listed) = (&mut self.maildirs, Vec::new());
+            let Maildirs { fs, open, .. } = &mut self.maildirs;
             let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
-            for directory in [new, cur] {
-                let mut listing = fs.list(directory)?;
-                let names = std::iter::from_fn(|| fs.next_name(&mut listing).transpose());
-                listed.extend(names.collect::<io::Result<Vec<_>>>()?);
-            }
-            for name in &listed {
+            for name in names(fs, new)?.iter().chain(&names(fs, cur)?) {
                 present.extend(unique(name).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
             }
             // A name that is there may be as young as the crash, and as a move from the one to the other.
@@ -667,6 +657,11 @@ impl<F: FileSystem> Store<F> {
             error!("{}: the journal can't be marked as empty: {error}", journal.path.display());
         }
     }
+}
+
+fn names<F: FileSystem>(fs: &mut F, directory: &F::Directory) -> io::Result<Vec<CString>> {
+    let mut listing = fs.list(directory)?;
+    std::iter::from_fn(|| fs.next_name(&mut listing).transpose()).collect()
 }
 
 /// What a journal has at some place.

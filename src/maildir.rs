@@ -39,7 +39,7 @@ pub(crate) struct Name(ArrayString<256>);
 impl Name {
     pub(crate) fn new(parts: &[&str]) -> Self {
         let mut name = Self::default();
-        let fits = parts.iter().chain(&["\0"]).all(|part| name.0.try_push_str(part).is_ok());
+        let fits = parts.iter().all(|part| name.0.try_push_str(part).is_ok()) && name.0.try_push('\0').is_ok();
         if fits { name } else { Self::default() }
     }
 

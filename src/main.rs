@@ -40,18 +40,29 @@ fn serve() -> Result<(), (String, u8)> {
     // What is made has its mode from us, whoever started us.
     rustix::process::umask(rustix::fs::Mode::empty());
     let (config, filters, in_force) = parsed?;
-    start_logging(&filters);
+    let filter = env_filter::Builder::new().parse(if filters.is_empty() { "info" } else { &filters }).build();
+    log::set_max_level(filter.filter());
+    let _ = log::set_boxed_logger(Box::new(Lines(filter)));
     in_force.lines().for_each(|line| log::debug!("{line}"));
     EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
 }
 
 /// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.
-fn start_logging(filters: &str) {
-    let mut builder = env_logger::Builder::new();
-    builder.parse_filters(if filters.is_empty() { "info" } else { filters });
-    builder.format(|line, record| {
-        let ready = poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
-        if ready == Ok(0) { Ok(()) } else { writeln!(line, "{:<5} {}", record.level(), record.args()) }
-    });
-    builder.init();
+struct Lines(env_filter::Filter);
+
+impl log::Log for Lines {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
+        if self.0.matches(record) && ready() != Ok(0) {
+            let mut line = Vec::with_capacity(256);
+            let _ = writeln!(line, "{:<5} {}", record.level(), record.args());
+            let _ = io::stderr().write_all(&line);
+        }
+    }
+
+    fn flush(&self) {}
 }

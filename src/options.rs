@@ -1,6 +1,6 @@
 //! The command line and the environment: one table, from which help, parsing and variables' names come.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,9 +9,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lexopt::Arg;
 use mailchute::Config;
-use mailchute::config::{Place, is_hostname};
+use mailchute::config::{Place, is_hostname, number};
 use mailchute::delivery::MinFree;
-use mailchute::fs::SyncMode;
+use mailchute::fs::SyncMode::{Always, Journal, Never};
 use mailchute::privileges::Sandbox::{Auto, Off, Require};
 use mailchute::smtp::address::Path;
 use mailchute::smtp::data::LineEnd;
@@ -51,19 +51,18 @@ pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
     let mut in_force = String::new();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
-        let given = flags.iter().filter(|(flag, _)| *flag == name);
-        let mut values: Vec<OsString> = given.map(|(_, value)| value.clone()).collect();
-        if values.is_empty() {
+        if !flags.iter().any(|(flag, _)| *flag == name) {
             source = format!("MAILCHUTE_{}", name.to_ascii_uppercase().replace('-', "_"));
             let value = std::env::var_os(&source).unwrap_or_default();
             let parts = value.as_bytes().split(|&octet| octet == b',' && placeholder.ends_with('…'));
-            values.extend(parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()));
+            flags.extend(parts.filter(|part| !part.is_empty()).map(|part| (name, OsStr::from_bytes(part).to_owned())));
         }
+        let mut values = flags.iter().filter(|(flag, _)| *flag == name).map(|(_, value)| value).peekable();
         let without = help.split_once(" [").map_or("none", |(_, it)| it.trim_end_matches(']'));
-        in_force.extend(values.is_empty().then(|| format!("--{name} {without}  # by default\n")));
+        in_force.extend(values.peek().is_none().then(|| format!("--{name} {without}  # by default\n")));
         for value in values {
             let text = value.to_string_lossy();
-            apply(name, &value, text.trim(), &mut config, &mut filters)
+            apply(name, value, text.trim(), &mut config, &mut filters)
                 .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
             in_force += &format!("--{name} {text:?}  # from {source}\n");
         }
@@ -91,12 +90,9 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         }
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
-        "sync" => {
-            let modes = [("journal", SyncMode::Journal), ("always", SyncMode::Always), ("never", SyncMode::Never)];
-            config.sync = choice(text, &modes)?;
-        }
+        "sync" => config.sync = choice(text, &[("journal", Journal), ("always", Always), ("never", Never)])?,
         "journal-size" => config.journal_octets = octets(text).filter(|octets| (1 << 20..=1 << 30).contains(octets))?,
-        "keep-messages" => config.keep.messages = Some(text.parse().ok().filter(|&count| count > 0)?),
+        "keep-messages" => config.keep.messages = Some(number(text).filter(|&count| count > 0)?),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,
         "bare-newline" => protocol.reject_bare_newline = choice(text, &[("normalize", false), ("reject", true)])?,
@@ -104,9 +100,9 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
         "strict" => protocol.strict = choice(text, &YES_OR_NO)?,
         "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
-        "max-messages" => protocol.transactions_max = Some(text.parse().ok().filter(|&count| count > 0)?),
-        "max-connections" => config.connections_max = text.parse().ok().filter(|&count| count > 0)?,
-        "max-connections-per-ip" => config.per_address_max = text.parse().ok().filter(|&count| count > 0)?,
+        "max-messages" => protocol.transactions_max = Some(number(text).filter(|&count| count > 0)?),
+        "max-connections" => config.connections_max = number(text).filter(|&count| count > 0)?,
+        "max-connections-per-ip" => config.per_address_max = number(text).filter(|&count| count > 0)?,
         "grace" => config.grace = time(text)?,
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
@@ -122,7 +118,8 @@ const YES_OR_NO: [(&str, bool); 6] =
     [("yes", true), ("true", true), ("1", true), ("no", false), ("false", false), ("0", false)];
 
 fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
-    choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
+    let value = value.to_ascii_lowercase();
+    choices.iter().find(|(name, _)| value == *name).map(|&(_, choice)| choice)
 }
 
 pub fn place(value: &str) -> Option<Place> {
@@ -148,18 +145,18 @@ fn domain(value: &str) -> Option<&str> {
 
 /// A number and its unit, as a number of what `units` count in.
 fn quantity(value: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let (number, unit) = value.split_at(value.bytes().take_while(u8::is_ascii_digit).count());
-    number.parse::<u64>().ok()?.checked_mul(choice(unit.trim(), units)?)
+    let (digits, unit) = value.split_at(value.bytes().take_while(u8::is_ascii_digit).count());
+    number::<u64>(digits)?.checked_mul(choice(unit.trim(), units)?)
 }
 
 /// A number of octets with `K`, `M`, `G` or `T` (powers of 1,024), as people write it: `10M`, `10MB`, `10MiB`.
 fn octets(value: &str) -> Option<u64> {
-    let units = [("", 1), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("T", 1 << 40)];
+    let units = [("", 1), ("k", 1 << 10), ("m", 1 << 20), ("g", 1 << 30), ("t", 1 << 40)];
     quantity(value.trim_end_matches(['i', 'I', 'b', 'B']), &units)
 }
 
 fn min_free(value: &str) -> Option<MinFree> {
-    let percent = value.strip_suffix('%').and_then(|number| number.trim().parse().ok()).filter(|&it| it <= 100);
+    let percent = value.strip_suffix('%').and_then(|it| number(it.trim())).filter(|&it| it <= 100);
     percent.map(MinFree::Percent).or_else(|| octets(value).map(MinFree::Octets))
 }
 

@@ -3,10 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
-    Scope, path_beneath_rules,
-};
+use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, RulesetError, Scope, path_beneath_rules};
+use landlock::{Ruleset, RulesetAttr, RulesetCreatedAttr};
 use nix::unistd::{Gid, Group, Uid, User, geteuid, setgid, setgroups, setuid};
 
 /// Whether the kernel is asked to refuse whatever this server does not need. `Require` ends the start where it can't.
@@ -21,11 +19,13 @@ pub enum Sandbox {
 /// Becomes `user`, a `NAME` or `NAME:GROUP` that may be numbers, with no other group and no way back. The error says why not.
 pub(crate) fn become_user(user: &str) -> Result<(), String> {
     let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
-    let number: Option<u32> = name.parse().ok();
+    let number: Option<u32> = crate::config::number(name);
     let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(number.into())).ok().flatten();
     let uid = number.map(Uid::from_raw).or(found.as_ref().map(|user| user.uid));
     let gid = match group {
-        Some(group) => group.parse().ok().map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid)),
+        Some(group) => {
+            crate::config::number(group).map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid))
+        }
         None => found.map(|user| user.gid).or(number.map(Gid::from_raw)),
     };
     let (Some(uid), Some(gid)) = (uid, gid) else { return Err(format!("no such user or group: {user}")) };
@@ -34,8 +34,7 @@ pub(crate) fn become_user(user: &str) -> Result<(), String> {
         let denied = |errno| format!("can't become user {user}: {}; only root can", io::Error::from(errno));
         changed.map_err(denied)?;
     }
-    let back =
-        uid.is_root() || setuid(Uid::from_raw(0)).is_ok() || (gid.as_raw() != 0 && setgid(Gid::from_raw(0)).is_ok());
+    let back = uid.is_root() || setuid(0.into()).is_ok() || (gid.as_raw() != 0 && setgid(0.into()).is_ok());
     if back { Err(format!("user {user} would be root, or could be again")) } else { Ok(()) }
 }
 
@@ -53,9 +52,8 @@ pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf
         .handle_access(AccessNet::from_all(ABI::V4))?
         .scope(Scope::from_all(ABI::V6))?
         .create()?;
-    for (paths, access) in [(written, write), (read, AccessFs::ReadFile.into()), (emptied, AccessFs::RemoveFile.into())]
-    {
-        ruleset = ruleset.add_rules(path_beneath_rules(paths, access))?;
+    for (paths, may) in [(written, write), (read, AccessFs::ReadFile.into()), (emptied, AccessFs::RemoveFile.into())] {
+        ruleset = ruleset.add_rules(path_beneath_rules(paths, may))?;
     }
     ruleset.restrict_self().map(drop)
 }

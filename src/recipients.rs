@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use crate::config::Config;
+use crate::config::{Config, number};
 use crate::delivery::MAIN;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
@@ -319,7 +319,7 @@ fn first_word(text: &str) -> (&str, &str) {
 
 /// `452 4.2.2 Mailbox full`, perhaps with `for 3`: a code of class 4 or 5, perhaps an enhanced one of the same, a text.
 fn reply_rule(text: &str) -> Option<Rule> {
-    let limited = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), times.parse().ok()?)));
+    let limited = text.rsplit_once(" for ").and_then(|(line, times)| Some((line.trim_end(), number(times)?)));
     let (line, times) = limited.unwrap_or((text, u32::MAX));
     let (code, rest) = line.split_once(' ')?;
     let enhanced = rest.split(' ').next().filter(|word| word.split('.').count() == 3);

@@ -6,11 +6,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-use log::{Level, debug, info, log, log_enabled};
+use log::{Level, info, log, log_enabled};
 use slab::Slab;
 
-use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, PRIVATE, SMALL_OCTETS};
+use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, is_private};
 use crate::config::{TURN_ACCEPTS_MAX, TURN_MESSAGES_MAX, TURN_READS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
@@ -59,8 +58,6 @@ pub struct Server<T, F: FileSystem> {
     /// For whom mail is accepted; others may take their place.
     pub recipients: Recipients,
     pub(crate) config: Config,
-    /// Whose connections are taken: where none are named, private ones, and all if only some domains are served.
-    networks: Vec<IpNet>,
     /// How many connections each client has, but those of this machine.
     clients: HashMap<IpAddr, usize>,
     /// Where messages go.
@@ -89,15 +86,12 @@ pub struct Server<T, F: FileSystem> {
 
 impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// A server without connections that stores in `store`.
-    pub fn new(config: &Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
-        let private = PRIVATE.split(' ').filter_map(|network| network.parse().ok());
-        let networks = if config.allow_from.is_empty() { private.collect() } else { config.allow_from.clone() };
+    pub fn new(config: Config, recipients: Recipients, store: Store<F>, ids: MessageIds) -> Self {
         Self {
             connections: Slab::with_capacity(config.connections_max.min(1 << 14)),
             recipients,
-            config: config.clone(),
-            networks,
             clients: HashMap::with_capacity(config.connections_max.min(1 << 14)),
+            config,
             store,
             ids,
             spare: Spare::default(),
@@ -128,7 +122,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
-        debug!("session={} connect peer={peer}", self.sessions);
+        log!(Level::Debug, "session={} connect peer={peer}", self.sessions);
         let mut connection = Connection {
             transport,
             session: Session::new(self.sessions, dialect, peer, &self.config.protocol),
@@ -143,10 +137,12 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             scheduled: false,
             stored: 0,
         };
-        let of_client =
-            client(peer).map_or(0, |it| *self.clients.entry(it).and_modify(|count| *count += 1).or_insert(1));
-        let any = self.config.allow_from.is_empty() && !self.recipients.serve_any_domain();
-        let served = |address| any || self.networks.iter().any(|network| network.contains(address));
+        let of_client = client(peer).map_or(0, |it| *self.clients.entry(it).and_modify(|it| *it += 1).or_insert(1));
+        // Where no networks are named, private ones, and all if only some domains are served.
+        let served = |address: &IpAddr| match &self.config.allow_from[..] {
+            [] => !self.recipients.serve_any_domain() || is_private(*address),
+            networks => networks.iter().any(|network| network.contains(address)),
+        };
         if matches!(&peer, Peer::Address(address) if !served(address)) {
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
         } else if self.connections.len() >= self.config.connections_max || of_client > self.config.per_address_max {

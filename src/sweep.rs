@@ -178,8 +178,9 @@ impl<F: FileSystem> Sweep<F> {
     /// Counts a message, and notes it if it is among the oldest. Names of anything else mean nothing.
     fn look_at(&mut self, name: CString, own: &str, keep: Keep) {
         let Some((seconds, unique)) = name.to_str().ok().and_then(|name| name.split_once('.')) else { return };
-        let Ok(seconds) = seconds.parse() else { return };
-        let microseconds = unique.strip_prefix('M').and_then(|it| it.split('R').next()?.parse().ok()).unwrap_or(0);
+        let Some(seconds) = crate::config::number(seconds) else { return };
+        let microseconds =
+            unique.strip_prefix('M').and_then(|it| crate::config::number(it.split('R').next()?)).unwrap_or(0);
         self.messages += 1;
         self.newest = self.newest.max(seconds);
         if keep != Keep::default() {

@@ -147,7 +147,7 @@ impl Drop for Aio {
 
 /// What a service manager opened for this process (`sd_listen_fds(3)`): to be asked once, before anything else is open.
 pub(crate) fn handed_over() -> impl Iterator<Item = rustix::io::Result<OwnedFd>> {
-    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let number = |name| crate::config::number::<u32>(&std::env::var(name).ok()?);
     let count = number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(std::process::id()));
     (3..).take(count.unwrap_or(0) as usize).map(|file| {
         // SAFETY: a descriptor that is open was left to us, as these variables say; nobody else here knows its number.

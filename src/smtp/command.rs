@@ -157,7 +157,7 @@ fn is_number(text: &str) -> bool {
 
 fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let [number, last, more] = three_words(argument, syntax);
-    let octets = number.filter(|number| is_number(number)).and_then(|number| number.parse().ok());
+    let octets = number.filter(|number| is_number(number)).and_then(crate::config::number);
     let good = more.is_none() && last.is_none_or(|word| word.eq_ignore_ascii_case("LAST"));
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }

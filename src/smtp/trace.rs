@@ -75,7 +75,7 @@ impl MessageId {
     pub(crate) fn from_unique_name(name: &str) -> Option<Self> {
         let (seconds, _) = name.split_once('.')?;
         let unique_name = ArrayString::from(name).ok()?;
-        Some(Self { seconds: seconds.parse().ok()?, before: seconds.len() + 1, unique_name })
+        Some(Self { seconds: crate::config::number(seconds)?, before: seconds.len() + 1, unique_name })
     }
 
     /// With the seconds and a dot in front: a Maildir unique name up to the host's name.

@@ -330,7 +330,7 @@ impl World {
         store.recover(now).map_err(|(_, error)| error)?;
         disk.set_ends(ends);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
-        let server = Server::new(&config, recipients, store, MessageIds::new(number, 7));
+        let server = Server::new(config, recipients, store, MessageIds::new(number, 7));
         let (clients, steps) = (Vec::new(), vec![Duration::from_secs(1)]);
         Ok(Self { disk: disk.clone(), server, clients, now, steps, random: Random::new(seed) })
     }

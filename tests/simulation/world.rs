@@ -331,7 +331,7 @@ impl World {
             Ok(recipients) => recipients,
             Err(problem) => return self.fail(problem),
         };
-        let mut server = Server::new(&self.config, recipients, store, MessageIds::new(random, 7));
+        let mut server = Server::new(self.config.clone(), recipients, store, MessageIds::new(random, 7));
         if let Some(files_max) = self.setting.files_max {
             server.store.files_max = files_max;
         }
@@ -359,7 +359,7 @@ impl World {
         let held = octets_freed(|| drop(server));
         let new = Store::open(ModelDisk::new(Ends::Told), &self.config.clone(), 0).map(|store| {
             let recipients = Recipients::load(&Config::default()).expect("no table");
-            Server::<Transport, _>::new(&self.config, recipients, store, MessageIds::new(0, 0))
+            Server::<Transport, _>::new(self.config.clone(), recipients, store, MessageIds::new(0, 0))
         });
         let least = octets_freed(|| drop(new));
         // One with text that is not in its file yet, or with octets that were not looked at, and one while it works.
