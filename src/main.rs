@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use mailchute::EventLoop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -40,25 +41,28 @@ fn serve() -> Result<(), (String, u8)> {
     // What is made has its mode from us, whoever started us.
     rustix::process::umask(rustix::fs::Mode::empty());
     let (config, filters, in_force) = parsed?;
-    let filter = env_filter::Builder::new().parse(if filters.is_empty() { "info" } else { &filters }).build();
+    let filter = env_logger::Builder::new().parse_filters(if filters.is_empty() { "info" } else { &filters }).build();
     log::set_max_level(filter.filter());
-    let _ = log::set_boxed_logger(Box::new(Lines(filter)));
+    let _ = log::set_boxed_logger(Box::new(Lines(filter, Mutex::default())));
     in_force.lines().for_each(|line| log::debug!("{line}"));
     EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
 }
 
-/// Lines on stderr without times, as journals add their own. One is lost rather than waited for when its reader is slow.
-struct Lines(env_filter::Filter);
+/// Lines on stderr without times, as journals add their own, in one buffer. One is lost rather than waited for when its reader
+/// is slow.
+struct Lines(env_logger::Logger, Mutex<Vec<u8>>);
 
 impl log::Log for Lines {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        log::Log::enabled(&self.0, metadata)
     }
 
     fn log(&self, record: &log::Record<'_>) {
         let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
+        // Nobody panics who has it.
+        let Ok(mut line) = self.1.lock() else { return };
         if self.0.matches(record) && ready() != Ok(0) {
-            let mut line = Vec::with_capacity(256);
+            line.clear();
             let _ = writeln!(line, "{:<5} {}", record.level(), record.args());
             let _ = io::stderr().write_all(&line);
         }

@@ -72,7 +72,7 @@ impl Aio {
         if unsafe { libc::syscall(libc::SYS_io_setup, in_flight.max(1), &raw mut context) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let (queued, ended) = (VecDeque::new(), VecDeque::new());
+        let (queued, ended) = (VecDeque::with_capacity(in_flight), VecDeque::with_capacity(in_flight));
         Ok(Self { context, event, in_flight: 0, queued, ended, drained: false })
     }
 
