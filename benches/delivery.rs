@@ -61,12 +61,16 @@ struct Sample {
     p50: f64,
     p99: f64,
     p999: f64,
+    /// Milliseconds that the loop is held by a turn: 99.9 % of them less, and the longest.
+    turn: f64,
+    longest: f64,
 }
 
 /// Messages on their way, each since when, and how long those took that ended.
 struct Load {
     begun: Vec<Instant>,
     latencies: Vec<f64>,
+    turns: Vec<f64>,
     start: Instant,
     end: Instant,
 }
@@ -74,7 +78,8 @@ struct Load {
 impl Load {
     fn new(in_flight: usize, time: Duration) -> Self {
         let start = Instant::now();
-        Self { begun: vec![start; in_flight], latencies: Vec::new(), start, end: start + time }
+        let begun = vec![start; in_flight];
+        Self { begun, latencies: Vec::new(), turns: Vec::new(), start, end: start + time }
     }
 
     fn ended(&mut self, owner: usize, now: Instant) {
@@ -84,9 +89,12 @@ impl Load {
     fn sample(mut self) -> Sample {
         let rate = self.latencies.len() as f64 / self.start.elapsed().as_secs_f64();
         self.latencies.sort_by(f64::total_cmp);
-        let at = |share: f64| self.latencies.get((self.latencies.len() as f64 * share) as usize).copied();
-        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| at(share).unwrap_or(f64::NAN));
-        Sample { rate, p50, p99, p999 }
+        self.turns.sort_by(f64::total_cmp);
+        let at =
+            |sorted: &[f64], share| sorted.get((sorted.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| at(&self.latencies, share));
+        let (turn, longest) = (at(&self.turns, 0.999), self.turns.last().copied().unwrap_or(f64::NAN));
+        Sample { rate, p50, p99, p999, turn, longest }
     }
 }
 
@@ -106,8 +114,8 @@ fn main() {
         }
     }
     println!(
-        "\n{:>9}  {:<26}{:>11}{:>9}{:>9}{:>10}   to (b), least and most",
-        "in flight", "", "messages/s", "p50 ms", "p99 ms", "p99.9 ms"
+        "\n{:>9}  {:<26}{:>11}{:>9}{:>9}{:>10}{:>15}{:>9}   to (b), least and most",
+        "in flight", "", "messages/s", "p50 ms", "p99 ms", "p99.9 ms", "turn p99.9 ms", "longest"
     );
     for (row, in_flight) in samples.iter().zip(IN_FLIGHT) {
         for (cell, (_, name)) in row.iter().zip(WAYS) {
@@ -115,11 +123,13 @@ fn main() {
             let ratios: Vec<f64> = cell.iter().zip(&row[0]).map(|(it, base)| it.rate / base.rate).collect();
             let (least, most) = range(&ratios);
             println!(
-                "{in_flight:>9}  {name:<26}{:>11.0}{:>9.2}{:>9.2}{:>10.2}   {:.2} ({least:.2} to {most:.2})",
+                "{in_flight:>9}  {name:<26}{:>11.0}{:>9.2}{:>9.2}{:>10.2}{:>15.2}{:>9.2}   {:.2} ({least:.2} to {most:.2})",
                 of(|it| it.rate),
                 of(|it| it.p50),
                 of(|it| it.p99),
                 of(|it| it.p999),
+                of(|it| it.turn),
+                range(&cell.iter().map(|it| it.longest).collect::<Vec<_>>()).1,
                 median(ratios),
             );
         }
@@ -197,6 +207,7 @@ impl Machine {
             }
             self.store.advance(!self.events.is_empty(), now);
             let ended = Instant::now();
+            load.turns.push((ended - now.instant).as_secs_f64() * 1e3);
             while let Some((owner, outcome)) = self.store.outcome() {
                 assert_eq!(outcome, Outcome::Stored);
                 load.ended(owner, ended);

@@ -74,8 +74,7 @@ pub struct Config {
     pub user: Option<String>,
     /// Off unless a program asks for it that does nothing else: it holds for the thread that starts the server, too.
     pub sandbox: Sandbox,
-    /// Whether SIGTERM and SIGINT end the loop, and a service manager is heeded: its sockets taken, its socket told. A
-    /// program wants that, in which nobody else has them.
+    /// Whether SIGTERM and SIGINT end the loop, and a service manager's sockets are used: for programs that do nothing else.
     pub signals: bool,
     pub protocol: Settings,
 }

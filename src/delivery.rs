@@ -27,8 +27,9 @@ pub const MAILDIR_DESCRIPTORS: usize = 4;
 const ATTEMPTS_MAX: u32 = 16;
 /// The destination that is the main Maildir.
 pub const MAIN: &str = "";
-/// Copies that an emptied list may have room for and still be kept.
+/// Copies that an emptied list may have room for and still be kept, and lists that are kept.
 const COPIES_KEPT_MAX: usize = 8;
+const SPARE_MAX: usize = 128;
 /// The owner of a file that only shows that the disk works, and of messages whose owners know their end.
 pub(crate) const PROBE: usize = usize::MAX;
 pub(crate) const ANSWERED: usize = usize::MAX - 1;
@@ -543,7 +544,7 @@ impl<F: FileSystem> Store<F> {
             self.maildirs.release(copy.maildir);
         }
         // A long list goes back, as no envelope counts it any more.
-        if delivery.copies.capacity() <= COPIES_KEPT_MAX {
+        if delivery.copies.capacity() <= COPIES_KEPT_MAX && self.spare.len() < SPARE_MAX {
             self.spare.push(delivery.copies);
         }
     }

@@ -90,8 +90,8 @@ impl Listener {
         let listens = sockopt::socket_acceptconn(&socket)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?;
-        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
-        let place = bound.map_or_else(|_| Place::Unix(PathBuf::new()), Place::Tcp);
+        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?).map(Place::Tcp);
+        let place = bound.unwrap_or_else(|_| Place::Unix(PathBuf::new()));
         if listens { Ok(Self { socket, place, dialect, ready: false }) } else { Err(Errno::INVAL) }
     }
 
@@ -240,7 +240,8 @@ impl EventLoop {
             self.server.turn(now);
             // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
             most = most.max(self.server.connections());
-            if most >= 64 && self.server.connections() <= most / 8 && now.instant >= trim_from {
+            let is_quiet = self.server.connections() <= most / 8 && !self.server.holds_buffers();
+            if most >= 64 && is_quiet && now.instant >= trim_from {
                 trim_heap();
                 (most, trim_from) = (0, now.instant + Duration::from_secs(30));
             }
@@ -403,8 +404,7 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
         let taken = socket.and_then(|socket| Listener::take_over(socket, dialect));
         listeners.push(taken.map_err(|error| io::Error::other(format!("LISTEN_FDS: no listener: {error}")))?);
     }
-    let activated = !listeners.is_empty();
-    for (place, dialect) in smtp.filter(|_| !activated).chain(lmtp) {
+    for (place, dialect) in smtp.take(if listeners.is_empty() { usize::MAX } else { 0 }).chain(lmtp) {
         match Listener::bind(place, dialect) {
             Ok(listener) => listeners.push(listener),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if config.listen.is_none() && dialect == Dialect::Smtp => {

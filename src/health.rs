@@ -9,12 +9,10 @@ use mailchute::config::Place;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-const TIME: Duration = Duration::from_millis(900);
-
 /// Asks the server at the address in `arguments`, or at the first one that the environment has it listen on, or at the usual
 /// one. The error is a line that says what is wrong, and the status: 1 is unhealthy, 2 is wrong usage.
 pub fn check(mut arguments: impl Iterator<Item = OsString>) -> Result<(), (String, u8)> {
-    let deadline = Instant::now() + TIME;
+    let deadline = Instant::now() + Duration::from_millis(900);
     let listen = std::env::var("MAILCHUTE_LISTEN").unwrap_or_default();
     let first = listen.split(',').find(|part| !part.is_empty()).unwrap_or("127.0.0.1:2525");
     let named = arguments.next().unwrap_or_else(|| first.into());

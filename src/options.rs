@@ -30,9 +30,8 @@ fn options() -> impl Iterator<Item = (&'static str, &'static str, &'static str)>
     })
 }
 
-/// Reads the command line, and from the environment what it does not say: the settings, filters for the log, and in a line
-/// for each what is in force. Prints help, the version or these lines where that is asked for, and ends. An error is one
-/// line: what is wrong, and what would be right.
+/// Reads the command line, and from the environment what it does not say: settings, filters for the log, and lines that say
+/// what is in force. Prints what is asked for, and ends. An error is one line: what is wrong, and what would be right.
 pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
     let mut flags = Vec::new();
     let mut parser = lexopt::Parser::from_env();
@@ -60,10 +59,8 @@ pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
             let parts = value.as_bytes().split(|&octet| octet == b',' && placeholder.ends_with('…'));
             values.extend(parts.filter(|part| !part.is_empty()).map(|part| OsStr::from_bytes(part).to_owned()));
         }
-        if values.is_empty() {
-            let without = help.split_once(" [").map_or("none", |(_, it)| it.trim_end_matches(']'));
-            in_force.extend(["--", name, " ", without, "  # by default\n"]);
-        }
+        let without = help.split_once(" [").map_or("none", |(_, it)| it.trim_end_matches(']'));
+        in_force.extend(values.is_empty().then(|| format!("--{name} {without}  # by default\n")));
         for value in values {
             let text = value.to_string_lossy();
             apply(name, &value, text.trim(), &mut config, &mut filters)
@@ -128,7 +125,6 @@ fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Option<T> {
     choices.iter().find(|(name, _)| value.eq_ignore_ascii_case(name)).map(|&(_, choice)| choice)
 }
 
-/// Where to listen, or who to ask.
 pub fn place(value: &str) -> Option<Place> {
     let unix = value.strip_prefix("unix:").filter(|path| !path.is_empty()).map(|path| Place::Unix(path.into()));
     unix.or_else(|| value.parse().ok().map(Place::Tcp))

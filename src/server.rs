@@ -182,6 +182,11 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         !self.runnable.is_empty() || self.flushes_ended
     }
 
+    /// Whether it keeps more buffers than a quiet server needs; they go within seconds.
+    pub fn holds_buffers(&self) -> bool {
+        self.buffers.is_large()
+    }
+
     /// Whether nothing is left: no connection, and no message on its way.
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty() && self.store.is_idle()

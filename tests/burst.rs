@@ -15,8 +15,8 @@ const CONNECTIONS: usize = 2000;
 const KEPT_MAX: u64 = 3 << 10;
 
 /// Has a crowd come, each with a long envelope, and with some of a message if there is some; and go at once. The server's memory
-/// before, at most and after, in KiB.
-fn burst(message: &str) -> [u64; 3] {
+/// before and at most, in KiB; afterwards it is nearly what it was.
+fn burst(message: &str) -> [u64; 2] {
     let place = Place::new();
     let server = Server::start(&place, &["--max-connections", "2200", "--sync", "never"]);
     server.connect().deliver(&text(1, 1000));
@@ -37,13 +37,17 @@ fn burst(message: &str) -> [u64; 3] {
     let peak = server.memory("RssAnon");
     drop(clients);
     until("all are gone", || place.files("tmp").is_empty());
-    std::thread::sleep(Duration::from_millis(500));
+    let mut after = peak;
+    until("the memory goes back", || {
+        std::thread::sleep(Duration::from_millis(100));
+        after = server.memory("RssAnon");
+        after < before + KEPT_MAX
+    });
     server.connect().deliver(&text(1, 1000));
-    let after = server.memory("RssAnon");
     assert_eq!(place.files("new").len(), 2);
     server.stop();
     tell(&format!("{CONNECTIONS} connections: {before} KiB before, {peak} KiB at most, {after} KiB after"));
-    [before, peak, after]
+    [before, peak]
 }
 
 #[test]
@@ -55,10 +59,8 @@ fn memory_goes_back_to_the_system_after_a_burst() {
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(limit.current.unwrap_or(wanted).max(wanted)), ..limit })
         .unwrap();
-    let [before, peak, after] = burst("");
+    let [before, peak] = burst("");
     assert!(peak > before + KEPT_MAX + 1024, "no burst");
-    assert!(after < before + KEPT_MAX, "{after} KiB after {before} KiB before and {peak} KiB at most");
-    // With texts there are blocks, too, which are kept.
-    let [before, _, after] = burst(&text(2, 60_000));
-    assert!(after < before + (10 << 10), "{after} KiB after {before} KiB before");
+    // With texts there are blocks, too.
+    burst(&text(2, 60_000));
 }

@@ -673,10 +673,8 @@ fn no_error_in_a_recovery_loses_or_doubles_anything() {
                 warnings();
                 let started = World::start(case.config(), &left, MinFree::Usual, 0, 8);
                 left.heal();
-                let what = format!(
-                    "{}",
-                    started.as_ref().err().map_or("a start".to_owned(), |error| format!("no start: {error}"))
-                );
+                let what =
+                    started.as_ref().err().map_or("a start".to_owned(), |error| format!("no start: {error}"));
                 let there = seen(&left, case.mailboxes);
                 judge_each(&there, &[], &case.all(0..4))
                     .unwrap_or_else(|error| panic!("{}, {what}:{}", told(error), left.history()));

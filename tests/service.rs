@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
@@ -188,4 +189,125 @@ fn a_service_manager_that_does_not_listen_harms_nobody() {
         server.connect().deliver("Subject: x\r\n\r\n");
         server.stop();
     }
+}
+
+// ---- systemd ---------------------------------------------------------------------------------------------------------
+
+/// Whether this machine has the program; where everything is to be tested it must have it.
+fn there_is(program: &str, option: &str) -> bool {
+    let there = Command::new(program).arg(option).output().is_ok_and(|output| output.status.success());
+    assert!(there || std::env::var("CI").as_deref() != Ok("true"), "{program} is required in CI");
+    if !there {
+        common::skip(&format!("{program} is missing"));
+    }
+    there
+}
+
+#[test]
+fn systemd_hands_its_sockets_over() {
+    if !there_is("systemd-socket-activate", "--version") {
+        return;
+    }
+    let (place, short) = (Place::new(), Place::short());
+    let path = short.path().join("lmtp.sock");
+    let address = tcp_listener().local_addr().unwrap().to_string();
+    let mut command = common::bare_command("systemd-socket-activate");
+    command.arg(format!("--listen={address}")).arg(format!("--listen={}", path.display())).arg("--fdname=smtp:lmtp");
+    command.arg(env!("CARGO_BIN_EXE_mailchute")).arg("--maildir").arg(place.maildir());
+    let mut server = Server::spawn(command);
+    server.wait_for_line("Listening on ");
+    common::until("it listens", || path.exists());
+    assert!(!place.maildir().exists(), "started before anybody came");
+    let mut client = Client::new(TcpStream::connect(&address).unwrap());
+    client.expect("220 ");
+    client.deliver("Subject: smtp\r\n\r\n");
+    let mut client = unix_client(&path);
+    assert!(client.expect("220 ").contains(" LMTP "));
+    client.say("LHLO c", "250-");
+    client.deliver("Subject: lmtp\r\n\r\n");
+    assert_eq!(place.files("new").len(), 2);
+    let mut command = common::mailchute();
+    command.args(["healthcheck", &address]);
+    assert_eq!(run(command).status.code(), Some(0));
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    assert!(path.exists(), "what systemd made was removed");
+}
+
+/// The system calls of each set that systemd knows, by its name; a set may name others.
+fn call_sets() -> HashMap<String, Vec<String>> {
+    let mut command = common::bare_command("systemd-analyze");
+    command.arg("syscall-filter");
+    let mut sets: HashMap<String, Vec<String>> = HashMap::new();
+    let mut name = String::new();
+    for line in run(command).stdout.lines() {
+        // Names of sets stand at the start of the line, their members behind blanks.
+        if line.starts_with('@') {
+            line.clone_into(&mut name);
+        } else if line.trim().starts_with('#') {
+            // What it is about.
+        } else if line.starts_with(' ') {
+            sets.entry(name.clone()).or_default().push(line.trim().to_owned());
+        } else if !line.is_empty() {
+            // What is in no set.
+            name.clear();
+        }
+    }
+    sets
+}
+
+fn expand(name: &str, sets: &HashMap<String, Vec<String>>) -> Vec<String> {
+    if !name.starts_with('@') {
+        return vec![name.to_owned()];
+    }
+    sets.get(name)
+        .unwrap_or_else(|| panic!("no set {name} in {:?}", sets.keys()))
+        .iter()
+        .flat_map(|member| expand(member, sets))
+        .collect()
+}
+
+#[test]
+fn the_units_filter_lets_the_server_do_what_it_does() {
+    if !there_is("systemd-analyze", "--version") || !there_is("strace", "--version") {
+        return;
+    }
+    let unit = fs::read_to_string("dist/mailchute.service").unwrap();
+    let sets = call_sets();
+    let mut allowed: HashSet<String> = expand("@default", &sets).into_iter().collect();
+    for filter in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        for name in filter.trim_start_matches('~').split(' ') {
+            for call in expand(name, &sets) {
+                if filter.starts_with('~') {
+                    allowed.remove(&call)
+                } else {
+                    allowed.insert(call)
+                };
+            }
+        }
+    }
+    let limit: u64 = unit.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap().parse().unwrap();
+    let place = Place::new();
+    let trace = place.path().join("trace");
+    let mut command =
+        mailchute_by_shell(&format!("ulimit -n {limit}; exec strace -D -f -o {} \"$@\"", trace.display()));
+    command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir());
+    let mut server = Server::ready(command);
+    server.connect().deliver(&common::text(1, 300_000));
+    server.connect().say("QUIT", "221 ");
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    assert!(!server.log().contains("room for"), "{}", server.log());
+    let read = || fs::read_to_string(&trace).unwrap();
+    common::until("strace is done", || read().contains("+++ exited with 0"));
+    let trace = read();
+    let (_, trace) = trace.split_once("/mailchute\"").unwrap();
+    let calls: HashSet<_> = trace.lines().filter_map(|line| line.split_once('(')?.0.rsplit(' ').next()).collect();
+    assert!(calls.contains("renameat2") && calls.contains("io_submit"), "{calls:?}");
+    let denied: Vec<_> =
+        calls.iter().filter(|call| call.starts_with(char::is_lowercase) && !allowed.contains(**call)).collect();
+    assert!(denied.is_empty(), "not allowed: {denied:?}");
+    // The limit is enough, so that it is not set.
+    let set = trace.lines().filter(|line| line.contains("RLIMIT_NOFILE, {") || line.contains("setrlimit("));
+    assert_eq!(set.count(), 0, "{trace}");
 }

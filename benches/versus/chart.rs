@@ -67,7 +67,7 @@ fn panel(area: &Area<'_>, results: &Results, scenario: Scenario, column: usize) 
     for (row, &(number, value)) in bars.iter().enumerate() {
         let server = results.servers[number];
         let color = match server {
-            Server::Mailchute | Server::MailchuteLogging => RGBColor(0x1f, 0x77, 0xb4),
+            _ if server.is_ours() => RGBColor(0x1f, 0x77, 0xb4),
             Server::Floor => RGBColor(0x99, 0x99, 0x99),
             _ => RGBColor(0xe0, 0x9f, 0x5e),
         };

@@ -212,6 +212,12 @@ impl Results {
             let title = Scenario { disk: Disk::Journal, kind }.title();
             targets.push((format!("{title}: messages/s to the best peer's (an aim)"), measured, Better::More, 2.2));
             targets.push((format!("{title}: the same (never below)"), measured, Better::More, 1.0));
+            let never = self.median(Disk::Journal, kind, Server::MailchuteNever, RATE);
+            let measured = measured * peer / never;
+            targets.push((format!("{title}: messages/s to --sync never's"), measured, Better::More, 0.75));
+            let peer = self.best(Disk::Journal, kind, P99, Better::Less, Server::is_peer);
+            let measured = self.median(Disk::Journal, kind, Server::Mailchute, P99) / peer;
+            targets.push((format!("{title}: p99 to the best peer's"), measured, Better::Less, 1.0));
         }
         text.push_str("| | measured | wanted | |\n| --- | ---: | ---: | --- |\n");
         for (what, measured, better, limit) in targets {

@@ -11,6 +11,8 @@ use crate::{asynchronous, floor, threads};
 pub enum Server {
     Mailchute,
     MailchuteLogging,
+    MailchuteAlways,
+    MailchuteNever,
     Floor,
     TokioThreads,
     TokioThread,
@@ -21,9 +23,11 @@ pub enum Server {
     Nodemailer,
 }
 
-pub const ALL: [Server; 10] = [
+pub const ALL: [Server; 12] = [
     Server::Mailchute,
     Server::MailchuteLogging,
+    Server::MailchuteAlways,
+    Server::MailchuteNever,
     Server::Floor,
     Server::TokioThreads,
     Server::TokioThread,
@@ -42,6 +46,8 @@ impl Server {
         match self {
             Self::Mailchute => "mailchute",
             Self::MailchuteLogging => "mailchute, with its log",
+            Self::MailchuteAlways => "mailchute, --sync always",
+            Self::MailchuteNever => "mailchute, --sync never",
             Self::Floor => "floor",
             Self::TokioThreads => "tokio, many threads",
             Self::TokioThread => "tokio, one thread",
@@ -57,7 +63,9 @@ impl Server {
     pub fn description(self) -> String {
         let tokio = || format!("tokio {}, tokio-util {} (LinesCodec)", locked("tokio"), locked("tokio-util"));
         match self {
-            Self::Mailchute => "the release binary, `--log warn`".to_owned(),
+            Self::Mailchute => "the release binary, `--log warn`; where it flushes with its journal".to_owned(),
+            Self::MailchuteAlways => "the same where it flushes, without the journal".to_owned(),
+            Self::MailchuteNever => "the same on a disk, without flushes".to_owned(),
             Self::MailchuteLogging => {
                 "the same at its default level: a line for each message, into `/dev/null`".to_owned()
             }
@@ -82,7 +90,11 @@ impl Server {
 
     /// Neither mailchute nor the floor.
     pub fn is_peer(self) -> bool {
-        !matches!(self, Self::Mailchute | Self::MailchuteLogging | Self::Floor)
+        !self.is_ours() && self != Self::Floor
+    }
+
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Mailchute | Self::MailchuteLogging | Self::MailchuteAlways | Self::MailchuteNever)
     }
 
     pub fn is_asynchronous(self) -> bool {
@@ -115,9 +127,15 @@ impl Server {
         let script = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/versus").join(name);
         let mut command;
         match self {
-            Self::Mailchute | Self::MailchuteLogging => {
+            _ if self.is_ours() => {
                 command = Command::new(env!("CARGO_BIN_EXE_mailchute"));
-                let level = if self == Self::Mailchute { "warn" } else { "info" };
+                let level = if self == Self::MailchuteLogging { "info" } else { "warn" };
+                let sync = match self {
+                    Self::MailchuteNever => "never",
+                    Self::MailchuteAlways => "always",
+                    _ if durable => "journal",
+                    _ => "never",
+                };
                 command.args(["--listen", &address.to_string(), "--sync", sync, "--log", level]);
                 command.args(["--max-connections", "20000", "--maildir"]).arg(maildir);
             }
