@@ -27,9 +27,8 @@ pub const MAILDIR_DESCRIPTORS: usize = 4;
 const ATTEMPTS_MAX: u32 = 16;
 /// The destination that is the main Maildir.
 pub const MAIN: &str = "";
-/// Copies that an emptied list may have room for and still be kept, and lists that are kept.
+/// Copies that an emptied list may have room for and still be kept.
 const COPIES_KEPT_MAX: usize = 8;
-const SPARE_MAX: usize = 128;
 /// The owner of a file that only shows that the disk works, and of messages whose owners know their end.
 pub(crate) const PROBE: usize = usize::MAX;
 pub(crate) const ANSWERED: usize = usize::MAX - 1;
@@ -211,7 +210,7 @@ pub struct Store<F: FileSystem> {
     pub(crate) written: Vec<usize>,
     outcomes: Vec<(usize, Outcome)>,
     /// Emptied lists, kept for their memory.
-    spare: Vec<Vec<Copy<F>>>,
+    pub(crate) spare: Vec<Vec<Copy<F>>>,
     pub(crate) flushes: usize,
     /// Open files of messages.
     pub(crate) files: usize,
@@ -301,6 +300,11 @@ impl<F: FileSystem> Store<F> {
         if let Some(delivery) = self.deliveries.try_remove(key) {
             self.forget(delivery);
         }
+    }
+
+    /// Gives up memory that was kept for a next crowd of messages.
+    pub(crate) fn trim(&mut self) {
+        self.spare = Vec::new();
     }
 
     /// Removes what nobody was told of, as the process is about to end.
@@ -544,7 +548,7 @@ impl<F: FileSystem> Store<F> {
             self.maildirs.release(copy.maildir);
         }
         // A long list goes back, as no envelope counts it any more.
-        if delivery.copies.capacity() <= COPIES_KEPT_MAX && self.spare.len() < SPARE_MAX {
+        if delivery.copies.capacity() <= COPIES_KEPT_MAX {
             self.spare.push(delivery.copies);
         }
     }

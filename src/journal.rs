@@ -59,10 +59,12 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Messages that are published without waiting for that.
 const PUBLISHED_AT_ONCE: usize = 256;
+/// Messages in it that are not published; more go the plain way.
+const LIVE_MAX: usize = 512;
 /// Flushes of files under way up to which more of these are begun: others do not wait behind all.
 const PUBLISHED_TOGETHER: usize = 64;
 /// Octets of zeros that a turn writes into a new one.
-const FILLED_AT_ONCE: usize = 128 * 1024;
+const FILLED_AT_ONCE: usize = 64 * 1024;
 /// How long after an error what failed is published again, and another journal made.
 const RETRY: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(10);
@@ -388,7 +390,8 @@ impl<F: FileSystem> Store<F> {
         if last.is_none_or(|last| now.instant >= last + QUIET) {
             return false;
         }
-        if journal.stage == Stage::Ready {
+        let live = journal.halves.iter().map(|half| half.live).sum::<usize>() + journal.staged.len();
+        if journal.stage == Stage::Ready && live < LIVE_MAX {
             let open = &self.maildirs.open;
             let copies = delivery.copies.iter().filter(|copy| copy.failure.is_none());
             let destinations = copies.filter_map(|copy| Some(open.get(copy.maildir)?.destination.as_str()));
@@ -463,8 +466,9 @@ impl<F: FileSystem> Store<F> {
             return;
         }
         if matches!(journal.stage, Stage::Filling(_)) {
-            journal.stage = Stage::Ready;
+            self.prepare();
         }
+        let journal = &mut self.journal;
         let mut group = std::mem::take(&mut journal.flushing);
         journal.answered_below += group.len() as u64;
         for &key in &group {
@@ -473,6 +477,19 @@ impl<F: FileSystem> Store<F> {
         }
         self.journal.answered.append(&mut group);
         self.journal.flushing = group;
+    }
+
+    /// The journal takes messages from now on, and there is memory for as many as it can have.
+    fn prepare(&mut self) {
+        let journal = &mut self.journal;
+        journal.stage = Stage::Ready;
+        let Journal { staged, flushing, answered, publishing, .. } = journal;
+        let main = &mut self.maildirs.open[MAIN_KEY];
+        for list in [staged, flushing, answered, publishing, &mut self.written, &mut main.moved, &mut main.flushing] {
+            list.reserve(LIVE_MAX);
+        }
+        self.deliveries.reserve(LIVE_MAX);
+        self.spare.resize_with(LIVE_MAX.max(self.spare.len()), || Vec::with_capacity(1));
     }
 
     /// After an error the journal takes nothing more: what it has not answered is refused, or goes the plain way.
@@ -625,15 +642,15 @@ impl<F: FileSystem> Store<F> {
         }
         let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
         if octets == journal.octets && journal.file.is_none() {
-            (journal.file, journal.name, journal.stage) =
-                (Some(file), Name::new(&[&name.to_string_lossy()]), Stage::Ready);
+            (journal.file, journal.name) = (Some(file), Name::new(&[&name.to_string_lossy()]));
             journal.begin(fs, last)?;
             (journal.flushes, journal.dirty) = (1, false);
             journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)))?;
+            self.prepare();
         } else {
             fs.remove(&journal.root, name)?;
         }
-        fs.flush(Flush::Directory(&journal.root))
+        self.maildirs.fs.flush(Flush::Directory(&self.journal.root))
     }
 
     /// Marks the journal as empty, as the process is about to end.

@@ -104,11 +104,17 @@ fn looking_up_allocates_nothing_once_warm() {
 fn a_message_allocates_nothing_once_warm() {
     let log = env_logger::Target::Pipe(Box::new(io::sink()));
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).target(log).init();
-    for sync in [SyncMode::Always, SyncMode::Never] {
+    for sync in [SyncMode::Journal, SyncMode::Always, SyncMode::Never] {
         let place = Place::new();
         let listen = Some(vec!["127.0.0.1:0".parse().map(mailchute::config::Place::Tcp).unwrap()]);
-        let event_loop =
-            EventLoop::start(Config { maildir: place.maildir(), listen, sync, ..Config::default() }).unwrap();
+        let event_loop = EventLoop::start(Config {
+            maildir: place.maildir(),
+            listen,
+            sync,
+            journal_octets: 1 << 20,
+            ..Config::default()
+        })
+        .unwrap();
         let (address, stop) = (event_loop.places()[0].clone(), event_loop.stopper());
         let server = std::thread::spawn(move || {
             SERVES.set(true);
@@ -128,9 +134,12 @@ fn a_message_allocates_nothing_once_warm() {
                 client.ended();
             }
         };
-        // The date is kept for a second, the disk is asked once a second: no matter.
-        deliver(1, 200);
+        // A crowd at once, whose lists are longer than all that follow. The date is kept for a second, the disk is asked once a
+        // second: no matter.
+        deliver(1, 400);
+        std::thread::scope(|scope| drop([(); 40].map(|()| scope.spawn(|| deliver(1, 20)))));
         deliver(50, 1);
+        assert_eq!(place.maildir().join(".mailchute-journal.0").exists(), sync == SyncMode::Journal);
         let before = BY_SERVER.load(Ordering::SeqCst);
         assert!(before > 0, "nothing is counted");
         deliver(1, 1000);
