@@ -186,15 +186,17 @@ fn sweep(case: &Case, draws: u64) -> Result<Tried, String> {
         }
         check_start(case, || disk.killed(), &promised, &mut tried, moment as u64)
             .map_err(|error| told(format!("{error}\nthe process was killed")))?;
-        if moment % 8 == 0 {
-            // The journal of the killed process goes on with another.
-            let next = disk.killed();
+        // The journal of the killed process goes on with another, until the power is cut.
+        for draw in 0..2 {
+            let next = disk.killed().crash_after(Random::new(moment as u64 * 2 + draw).below(240));
             next.set_ends(Ends::Told);
             let promised = [promised.clone(), case.run(&next, 8, 4..6).map_err(told)?].concat();
-            let left = next.restarted(&mut Choices::default(), Ends::AtOnce);
+            let mut choices = if draw == 0 { Choices::default() } else { Choices::drawn(moment as u64) };
+            let left = next.restarted(&mut choices, Ends::AtOnce);
             World::start(case.config(), &left, MinFree::Usual, 0, 9).map_err(|error| told(error.to_string()))?;
             judge_each(&seen(&left, case.mailboxes), &promised, &case.all(0..6))
-                .map_err(|error| told(format!("{error}, after another run")))?;
+                .map_err(|error| told(format!("{error}, after a kill and a power cut:{}", next.history())))?;
+            tried.states += 1;
         }
         if !disk.is_dead() {
             let halves: Vec<bool> = disk.groups().iter().map(|&at| at as u64 >= OCTETS / 2).collect();
@@ -235,7 +237,7 @@ fn neither_power_cuts_nor_kills_lose_or_double_what_was_answered() {
 
 #[test]
 fn nor_where_messages_go_to_several_mailboxes() {
-    sweep_all("several mailboxes", cases(true, Dialect::Smtp).skip(1).step_by(2), 3);
+    sweep_all("several mailboxes", cases(true, Dialect::Smtp).skip(3), 3);
 }
 
 #[test]
@@ -652,9 +654,13 @@ fn no_error_in_a_recovery_loses_or_doubles_anything() {
         let plain = full();
         World::start(case.config(), &plain, MinFree::Usual, 0, 8).unwrap();
         for (index, kind) in plain.operations().into_iter().enumerate() {
+            // Two in a row may be both states of a half.
             for (errno, count) in
-                [(Errno::IO, 1), (Errno::NOSPC, 1), (Errno::MFILE, 1), (Errno::IO, 1000), (Errno::NOSPC, 1000)]
+                [(Errno::IO, 1), (Errno::NOSPC, 1), (Errno::MFILE, 1), (Errno::IO, 2), (Errno::NOSPC, 1000)]
             {
+                if count == 2 && kind != Kind::ReadAt {
+                    continue;
+                }
                 runs += 1;
                 let told = |error: String| {
                     format!(
@@ -783,16 +789,19 @@ fn what_was_answered_is_published_in_time() {
         world.settle();
     });
     assert_eq!(subjects(&disk), ["alone", "first", "second"]);
-    // Under load, too, with no pause.
+    // Under load, too, with no pause, and while there is room for more.
+    let (case, disk) = (one_maildir(), one_maildir().disk());
+    let config = Config { journal_octets: 300 * BLOCK, ..case.config() };
+    let mut world = World::start(config, &disk, MinFree::Usual, 0, 7).unwrap();
     for number in 0..100 {
         assert!(send(&mut world, &format!("{number:02}")).starts_with("250"));
         world.pass(Duration::from_millis(4));
         if number == 60 {
-            assert!(subjects(&disk).len() > 3, "nothing for 240 ms");
+            assert!(disk.groups().len() > 40 && subjects(&disk).len() > 10, "nothing for 240 ms");
         }
     }
     world.publish();
-    assert_eq!(subjects(&disk).len(), 103);
+    assert_eq!(subjects(&disk).len(), 100);
 }
 
 #[test]
@@ -871,6 +880,32 @@ fn a_journal_that_fails_refuses_its_group_and_gives_way_to_another() {
         assert!(disk.groups().len() > groups && disk.exists(&journal_path(&one_maildir())), "{kind:?}: no other one");
         assert_eq!(subjects(&disk).len(), 8);
         assert_eq!(disk.violations(), [] as [String; 0]);
+    }
+}
+
+/// No mailbox is at fault when the journal fails.
+#[test]
+fn a_journal_that_fails_keeps_nobody_from_a_mailbox() {
+    let case = cases(true, Dialect::Smtp).next().unwrap();
+    let disk = case.disk();
+    let mut world = case.world(&disk, 7).unwrap();
+    let mut deliver = |users: &[&str], name: &str| {
+        let client = world.connect_to(users, Dialect::Smtp, vec![mail_of(name)]);
+        for _ in 0..6 {
+            world.settle();
+            world.end_flushes(usize::MAX);
+        }
+        let client = &world.clients[client];
+        client.verdicts.first().map(|(_, reply)| reply).or(client.refusals.first()).cloned().unwrap_or_default()
+    };
+    for name in ["1", "2", "3"] {
+        assert!(deliver(&["a", "b"], name).starts_with("250"));
+    }
+    disk.fail_next(Kind::EndJournalFlush, 1, Errno::IO);
+    assert!(deliver(&["a", "b"], "refused").starts_with("451 4.3.0"));
+    for user in ["a", "b"] {
+        let reply = deliver(&[user], user);
+        assert!(reply.starts_with("250"), "{user}: {reply}");
     }
 }
 

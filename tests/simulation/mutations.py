@@ -21,7 +21,9 @@ MUTATIONS = [
     (
         "src/delivery.rs",
         "            self.written.push(key);\n",
-        "            (0..delivery.copies.len()).for_each(|index| drop(delivery.publish(index, &mut self.maildirs)));\n"
+        "            if let Some(delivery) = self.deliveries.get_mut(key) {\n"
+        "                (0..delivery.copies.len()).for_each(|index| drop(delivery.publish(index, &mut self.maildirs)));\n"
+        "            }\n"
         "            self.written.push(key);\n",
         "moved to new/ before the octets are flushed",
     ),
@@ -156,6 +158,66 @@ MUTATIONS = [
         " >= self.files_max\n",
         " >= self.files_max + 100\n",
         "more files are open than there may be",
+    ),
+    (
+        "src/journal.rs",
+        "        fs.begin_flush(Flush::File(file), TICKET);\n        (self.flushes",
+        "        let _ = file;\n        fs.begin_flush(Flush::Directory(&self.root), TICKET);\n        (self.flushes",
+        "250 before the journal is flushed",
+    ),
+    (
+        "src/journal.rs",
+        "self.overdue.iter().fold(self.published_below, |below, number| below.min(*number));",
+        "self.number;",
+        "messages have their mark in the journal before they are published",
+    ),
+    (
+        "src/journal.rs",
+        " && xxh64(&record[8..], state.seed) == number(&record, 0);",
+        ";",
+        "a record that is not whole is delivered, as its checksum is not compared",
+    ),
+    (
+        "src/journal.rs",
+        "if half.live == 0 && half.free > half.start",
+        "if half.free > half.start",
+        "a half of the journal is written again before what is in it is published",
+    ),
+    (
+        "src/journal.rs",
+        "            journal.failed.push((id, record, destinations));\n        } else",
+        "            drop((id, record, destinations));\n        } else",
+        "what could not be published is not tried again",
+    ),
+    (
+        "src/journal.rs",
+        "        self.write_state(fs, index)?;\n        self.write_state(fs, index)\n",
+        "        let _ = (fs, index);\n        Ok(())\n",
+        "a half of the journal begins anew, and its state does not say so",
+    ),
+    (
+        "src/journal.rs",
+        "            delivery.fail(\"flush of the journal\", &error, |_| true, &mut self.maildirs, now);\n",
+        "",
+        "250 though the flush of the journal failed",
+    ),
+    (
+        "src/journal.rs",
+        "due.filter(|_| self.unpublished == 0).into_iter().chain(self.retry).min()",
+        "self.retry.filter(|_| due.is_some())",
+        "what was answered is published only when somebody has something to do",
+    ),
+    (
+        "src/journal.rs",
+        "missing.filter(|it| !present.contains(&format!(\"{unique}{SEPARATOR}{it}\")));",
+        "missing.filter(|_| true);",
+        "what is in a Maildir already is delivered again after a crash",
+    ),
+    (
+        "src/journal.rs",
+        "journal.stage == Stage::Failed && journal.halves.iter().all(|half| half.live == 0);",
+        "journal.stage == Stage::Failed;",
+        "a journal that failed is removed before what is in it is published",
     ),
 ]
 
