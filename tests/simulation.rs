@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::Report;
 
 /// What runs without being told otherwise.
-const SEEDS: Range<u64> = 0..300;
+const SEEDS: Range<u64> = 0..400;
 /// Steps that are shown of a seed that failed.
 const SHOWN: usize = 60;
 
