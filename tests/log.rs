@@ -56,12 +56,12 @@ fn one_line_for_each_refused_message() {
         (
             &["--max-size", "2000"],
             &[MAIL, RCPT, RCPT_AGAIN, DATA, (&format!("{large}."), "552 "), MAIL, RSET],
-            &[too_large.clone()],
+            std::slice::from_ref(&too_large),
         ),
         (
             &["--max-size", "2000"],
             &[MAIL, RCPT, RCPT_AGAIN, (&chunk, "552 "), ("NONSENSE", "500 "), RSET],
-            &[too_large],
+            std::slice::from_ref(&too_large),
         ),
         (
             &[],
