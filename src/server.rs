@@ -1,7 +1,6 @@
 //! All connections and the one Maildir, without a socket or a poll: events only mark, a turn does the work.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use crate::fs::FileSystem;
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
-use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, Turn};
+use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, TOO_STRICT, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
@@ -64,7 +63,6 @@ pub struct Server<T, F: FileSystem> {
     pub store: Store<F>,
     ids: MessageIds,
     spare: Spare,
-    log_line: String,
     /// For what one read brings, behind what was left of the one before.
     input: Box<[u8]>,
     buffers: Buffers,
@@ -95,7 +93,6 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             store,
             ids,
             spare: Spare::default(),
-            log_line: String::new(),
             input: vec![0; BLOCK_OCTETS].into_boxed_slice(),
             buffers: Buffers::default(),
             look: Instant::now(),
@@ -148,6 +145,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         } else if self.connections.len() >= self.config.connections_max || of_client > self.config.per_address_max {
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
         } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
+            connection.session.hint = Some(TOO_STRICT);
             connection.dismiss(Reply::EARLY_TALK, &mut self.buffers);
         } else {
             self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
@@ -322,6 +320,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let ended = connection.session.ended;
         let (used, action) = connection.session.receive(input, &mut turn);
         let left = input.len() - used;
+        if !self.spare.log.is_empty() {
+            log_messages(&mut self.spare);
+        }
         connection.action = action;
         if connection.session.ended > ended {
             connection.since = now.instant;
@@ -360,7 +361,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Tells a session what became of its message.
     fn delivered(&mut self, key: usize, outcome: Outcome, now: Now) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        log_outcome(&connection.session, outcome, &mut self.log_line);
+        if let Some(transaction) = connection.session.transaction().filter(|_| log_enabled!(Level::Info)) {
+            transaction.describe(connection.session.id, outcome, &mut self.spare.log);
+            log_messages(&mut self.spare);
+        }
         self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
@@ -434,10 +438,12 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         }
         let hint = connection.session.hint();
         let (level, key, hint) = hint.map_or((Level::Debug, "", ""), |hint| (Level::Info, " hint=", hint));
-        let (name, stored) = (connection.session.id, connection.stored);
+        let (name, stored, peer) = (connection.session.id, connection.stored, connection.session.peer);
         self.probes += u64::from(connection.session.transactions == 0);
-        log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint} probes={}", self.probes);
+        let probes = self.probes;
         connection.session.end(&mut self.spare);
+        log_messages(&mut self.spare);
+        log!(level, "session={name} closed reason={reason} stored={stored}{key}{hint} peer={peer} probes={probes}");
         for buffer in [&mut connection.replies, &mut connection.unread, &mut connection.content] {
             self.buffers.take_back(buffer);
         }
@@ -454,37 +460,9 @@ fn client(peer: Peer) -> Option<IpAddr> {
     }
 }
 
-/// Logs what became of a message, with its first recipient and how many there are; `line` lends its memory.
+/// Logs what became of messages.
 #[inline(never)]
-fn log_outcome(session: &Session, outcome: Outcome, line: &mut String) {
-    let Some(transaction) = session.transaction().filter(|_| log_enabled!(Level::Info)) else { return };
-    let what = match outcome {
-        Outcome::Stored => " stored id=",
-        Outcome::Refused(_) => " refused id=",
-        Outcome::Missing(..) => " missing id=",
-    };
-    line.clear();
-    line.extend(["session=", itoa::Buffer::new().format(session.id), what, transaction.id.as_str()]);
-    if let Outcome::Missing(destination, _) = outcome {
-        append_quoted(line, " mailbox=", transaction.destinations().nth(destination).unwrap_or_default());
-    } else {
-        append_quoted(line, " from=", transaction.reverse_path());
-        append_quoted(line, " to=", transaction.forward_paths().next().unwrap_or_default());
-        line.extend([" recipients=", itoa::Buffer::new().format(transaction.recipients)]);
-    }
-    match outcome {
-        Outcome::Stored => line.extend([" size=", itoa::Buffer::new().format(transaction.octets)]),
-        Outcome::Refused(reply) | Outcome::Missing(_, reply) => line.extend([" reply=\"", reply.0, "\""]),
-    }
-    info!("{line}");
-}
-
-/// Appends text of a stranger, in quotes and with escapes; few have any to be escaped.
-fn append_quoted(line: &mut String, key: &str, text: &str) {
-    let is_plain = |octet| matches!(octet, b' '..=b'~') & (octet != b'"') & (octet != b'\\');
-    if text.bytes().fold(true, |plain, octet| plain & is_plain(octet)) {
-        line.extend([key, "\"", text, "\""]);
-    } else {
-        let _ = write!(line, "{key}{text:?}");
-    }
+fn log_messages(spare: &mut Spare) {
+    spare.log.lines().for_each(|line| info!("{line}"));
+    spare.log.clear();
 }

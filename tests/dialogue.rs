@@ -9,11 +9,13 @@ mod random;
 #[path = "common/trace.rs"]
 mod trace;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::iter::repeat_with;
 
 use harness::{Driver, play, text_of};
 use mailchute::smtp::reply::Reply;
+use mailchute::smtp::session::COMMAND_LINE_OCTETS_MAX;
 use random::Random;
 
 macro_rules! dialogues {
@@ -678,27 +680,58 @@ fn ids() {
 
 // -------------------------------------------------------------------------------------------------------- the end
 
-/// One word for the administrator.
+/// One word for the administrator, of those that the README explains.
 #[test]
 fn hints() {
-    let to_data = "HELO x\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nDATA\r\n";
-    for (octets, hint) in [
-        (format!("{to_data}text\n.\n"), Some("lf-dot")),
-        (format!("{to_data}text\r\n.\n"), Some("lf-dot")),
-        (format!("{to_data}text\n.\r\n"), Some("lf-dot")),
-        (format!("{to_data}text\n.\ntext"), None),
-        (format!("{to_data}text\n.\n\r\n.\r\n"), None),
-        (to_data.replace('\r', "") + "text\n.\r\n", Some("lf-dot")),
-        (to_data.replace('\r', "") + "text\n.\n", None),
-        ("GET / HTTP/1.1\r\n".to_owned(), Some("http")),
-        ("\u{16}\u{3}\u{1}".to_owned(), Some("tls-on-plain")),
-        ("EHLO x\r\nAUTH LOGIN\r\n".to_owned(), Some("auth-required-by-client")),
-        ("EHLO x\r\nAUTH LOGIN\r\nMAIL FROM:<>\r\n".to_owned(), None),
+    let to_rcpt = "HELO x\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n";
+    let to_data = format!("{to_rcpt}DATA\r\n");
+    let mut words = BTreeSet::new();
+    for (settings, octets, hint) in [
+        ("", format!("{to_data}text\n.\n"), Some("lf-dot")),
+        ("", format!("{to_data}text\r\n.\n"), Some("lf-dot")),
+        ("", format!("{to_data}text\n.\r\n"), Some("lf-dot")),
+        ("", format!("{to_data}text\n.\ntext"), None),
+        ("", format!("{to_data}text\n.\n\r\n.\r\n"), None),
+        ("", to_data.replace('\r', "") + "text\n.\r\n", Some("lf-dot")),
+        ("", to_data.replace('\r', "") + "text\n.\n", None),
+        // Who waits in vain may say so, which is text.
+        ("", format!("{to_data}text\n.\nQUIT\r\n"), Some("lf-dot")),
+        ("", format!("{to_data}text\n.\r\nQUIT\r\n"), Some("lf-dot")),
+        ("", format!("{to_data}text\n.\n\0QUIT\r\n"), Some("lf-dot")),
+        ("", format!("{to_data}text\n.\n\0QUIT\r\n\0text\r\n"), None),
+        ("", format!("{to_data}text\n.\nQUIT\r\n.\r\n"), None),
+        ("", format!("{to_data}text.\nQUIT\r\n"), None),
+        ("", format!("{to_data}text\r\n.\r\nQUIT\r\n"), None),
+        ("", format!("{to_data}text\r\n\0QUIT\r\n"), None),
+        ("", format!("{to_rcpt}BDAT 14\r\ntext\n.\nQUIT\r\n"), None),
+        ("", "GET / HTTP/1.1\r\n".to_owned(), Some("http")),
+        ("", "\u{16}\u{3}\u{1}".to_owned(), Some("tls-on-plain")),
+        ("", "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nEHLO x\r\n".to_owned(), Some("proxy-header")),
+        ("", "EHLO x\r\nAUTH LOGIN\r\n".to_owned(), Some("auth-required-by-client")),
+        ("", "EHLO x\r\nAUTH LOGIN\r\nMAIL FROM:<>\r\n".to_owned(), None),
+        ("", format!("{to_rcpt}AUTH LOGIN\r\nDATA\r\n.\r\n"), None),
+        ("auth", "EHLO x\r\nAUTH LOGIN\r\n".to_owned(), None),
+        ("strict", "HELO\r\n".to_owned(), Some("too-strict")),
+        ("strict", "HELO x\n".to_owned(), Some("too-strict")),
+        ("strict", "MAIL FROM:<>\r\n".to_owned(), Some("too-strict")),
+        ("strict", "HELO x\r\n\0MAIL FROM: a@b.example\r\n".to_owned(), Some("too-strict")),
+        ("strict", "HELO x\r\nMAIL FROM:<>\r\n".to_owned(), Some("too-strict")),
+        ("strict", "HELO\r\n\0HELO x\r\n\0MAIL FROM:<>\r\n".to_owned(), None),
+        ("strict auth", "EHLO\r\n\0EHLO x\r\n\0AUTH PLAIN =\r\n".to_owned(), Some("too-strict")),
+        ("strict", "HELO x\r\n\0NONSENSE\r\n\0MAIL FROM\r\n".to_owned(), None),
+        ("strict", format!("NOOP {}\r\n", "x".repeat(COMMAND_LINE_OCTETS_MAX)), None),
+        ("", "MAIL FROM:<>\r\nRCPT\r\n".to_owned(), None),
+        ("lmtp", "MAIL FROM:<>\r\n".to_owned(), None),
     ] {
-        let mut driver = Driver::new("");
-        driver.receive(octets.as_bytes());
+        let mut driver = Driver::new(settings);
+        // NUL stands between what comes in packets of their own.
+        octets.split('\0').for_each(|packet| driver.receive(packet.as_bytes()));
         assert_eq!(driver.session.hint(), hint, "{octets}");
+        words.extend(hint);
     }
+    let section = include_str!("../README.md").split_once("| hint |").unwrap().1.split_once("\n\n").unwrap().0;
+    let explained = section.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
+    assert_eq!(explained.collect::<BTreeSet<_>>(), words, "explained in the README (left) and tested (right)");
 }
 
 /// Where the server itself ends a session, nothing that comes later is heard.

@@ -527,7 +527,13 @@ fn the_log_says_in_a_word_why_a_session_went_wrong() {
         (format!("{TO_DATA}text\n.\n"), "421 4.4.2 ", "reason=timeout stored=0 hint=lf-dot"),
         ("\x16\x03\x01\x02\0\x01".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=tls-on-plain"),
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=http"),
-        ("AUTH LOGIN\r\nQUIT\r\n".to_owned(), "221 2.0.0 ", "reason=end stored=0 hint=auth-required-by-client"),
+        (
+            "AUTH LOGIN\r\nQUIT\r\n".to_owned(),
+            "221 2.0.0 ",
+            "reason=end stored=0 hint=auth-required-by-client peer=[127.0.0.1]",
+        ),
+        ("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n".to_owned(), "554 5.5.0 ", "reason=end stored=0 hint=proxy-header"),
+        (format!("{TO_DATA}text\n.\r\nQUIT\r\n"), "421 4.4.2 ", "reason=timeout stored=0 hint=lf-dot"),
     ]
     .into_iter()
     .enumerate()

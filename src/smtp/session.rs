@@ -30,6 +30,8 @@ const PATHS_GROWTH: usize = 512;
 const COPY_OCTETS: usize = 128;
 /// Octets of memory that all transactions may hold.
 pub const ENVELOPES_OCTETS_MAX: usize = 4 << 20;
+/// The hint where only `--strict` refused what the peer said.
+pub const TOO_STRICT: &str = "too-strict";
 /// Recipients that fit however long they are, while there is memory (RFC 5321 4.5.3.1.8).
 const RECIPIENTS_LEAST: usize = 100;
 
@@ -96,6 +98,8 @@ pub struct Spare {
     origins: Vec<String>,
     /// What all transactions hold at the moment.
     envelope_octets: usize,
+    /// For the log, with LF behind each line: messages that came to nothing before the store heard of them.
+    pub log: String,
 }
 
 /// What the caller does after a call of [`Session::receive`].
@@ -135,6 +139,8 @@ pub struct Transaction {
     /// A recipient and one of its destinations, both counted from 0; and which destination failed, and why.
     shares: Vec<(u32, u32)>,
     missing: Vec<(u32, Reply)>,
+    /// What was refused last, and so why it may come to nothing: a recipient, or nothing, then LF and the reply.
+    refusal: String,
     /// What the lists above take of the memory that all transactions share.
     held: usize,
     /// RCPT commands that were accepted.
@@ -183,8 +189,37 @@ impl Transaction {
     fn settle(&mut self, all: &mut usize) {
         let shares = self.shares.capacity() * size_of::<(u32, u32)>();
         let copies = self.destinations().count() * COPY_OCTETS;
-        let held = self.paths.capacity() + self.destinations.capacity() + shares + copies;
+        let held = self.paths.capacity() + self.destinations.capacity() + self.refusal.capacity() + shares + copies;
         *all = (*all + held).saturating_sub(std::mem::replace(&mut self.held, held));
+    }
+
+    fn note_refusal(&mut self, recipient: &str, reply: &str) {
+        self.refusal = [recipient, "\n", reply].concat();
+    }
+
+    /// Appends a line for the log: what became of the message, with its first recipient and how many there are.
+    pub fn describe(&self, session: u64, outcome: Outcome, line: &mut String) {
+        let (what, reply) = match outcome {
+            Outcome::Stored => (" stored", ""),
+            Outcome::Refused(reply) => (" refused", reply.0),
+            Outcome::Missing(_, reply) => (" missing", reply.0),
+        };
+        let id = self.id.as_str();
+        let (recipient, reply) = self.refusal.split_once('\n').unwrap_or(("", reply));
+        line.extend(["session=", Buffer::new().format(session), what, if id.is_empty() { "" } else { " id=" }, id]);
+        if let Outcome::Missing(destination, _) = outcome {
+            append_quoted(line, " mailbox=", self.destinations().nth(destination).unwrap_or_default());
+        } else {
+            append_quoted(line, " from=", self.reverse_path());
+            let to = if recipient.is_empty() { self.forward_paths().next().unwrap_or_default() } else { recipient };
+            append_quoted(line, " to=", to);
+            line.extend([" recipients=", Buffer::new().format(self.recipients)]);
+        }
+        match reply {
+            "" => line.extend([" size=", Buffer::new().format(self.octets)]),
+            _ => append_quoted(line, " reply=", reply),
+        }
+        line.push('\n');
     }
 }
 
@@ -224,7 +259,8 @@ pub struct Session {
     logged_in: bool,
     /// Reads the text of messages, and looks at commands, too: a peer that never sent a CR may end lines with LF.
     decoder: DataDecoder,
-    hint: Option<&'static str>,
+    /// Says why the session goes wrong, unless the end of its text does.
+    pub hint: Option<&'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
     text_may_follow: bool,
     /// The next action is [`Action::Discard`].
@@ -279,7 +315,7 @@ impl Session {
         matches!(self.phase, Phase::Chunk { .. }) || self.transaction().is_some_and(|it| it.begun)
     }
 
-    /// One word that tells an administrator why the session went wrong, such as `lf-dot` or `auth-required-by-client`.
+    /// One word that tells an administrator why the session went wrong; the README says what to do about each.
     pub fn hint(&self) -> Option<&'static str> {
         if self.decoder.lf_dot { Some("lf-dot") } else { self.hint }
     }
@@ -323,7 +359,7 @@ impl Session {
             Outcome::Refused(reply) => Some(reply),
             Outcome::Missing(missing, reply) => return transaction.missing.push((missing as u32, reply)),
         };
-        self.errors = if failure.is_none() { 0 } else { self.errors };
+        (self.errors, self.hint) = if failure.is_none() { (0, None) } else { (self.errors, self.hint) };
         self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients } else { 1 }, failure };
         self.answer(spare, replies);
     }
@@ -375,7 +411,11 @@ impl Session {
         };
         let command = command.map_err(|reply| self.refuse_line(reply, text, behind, turn));
         if let Err(mut reply) = command.and_then(|command| self.command(command, behind, turn)) {
-            self.errors += u32::from(reply.0.starts_with('5') && reply != Reply::NO_RECIPIENTS);
+            let counts = reply != Reply::NO_RECIPIENTS;
+            if let Some(transaction) = self.transaction.as_deref_mut().filter(|it| counts && !it.begun) {
+                transaction.note_refusal("", reply.0);
+            }
+            self.errors += u32::from(counts && reply.0.starts_with('5'));
             if self.errors > turn.errors_max && !matches!(self.phase, Phase::Closed) {
                 reply = self.close(Reply::TOO_MANY_ERRORS);
             }
@@ -395,6 +435,7 @@ impl Session {
             _ => false,
         };
         if turn.settings.strict && !behind.is_empty() && !may_be_followed {
+            self.hint = Some(TOO_STRICT);
             return Err(self.close(Reply::EARLY_TALK));
         }
         let reply = match command {
@@ -435,6 +476,9 @@ impl Session {
             self.hint = Some(hint);
             return self.close(reply);
         }
+        let strict = turn.settings.strict && line.len() < COMMAND_LINE_OCTETS_MAX;
+        let forgiven = strict && Command::parse(line, Syntax::default()).is_ok();
+        self.hint = forgiven.then_some(TOO_STRICT).or(self.hint);
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
             _ if self.text_may_follow => return self.close(Reply::TEXT_NOT_COMMANDS),
@@ -499,15 +543,21 @@ impl Session {
         let path = reverse_path.as_str();
         let size = parameters.size.unwrap_or(0);
         let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
+        self.hint = (hello_missing && !self.lmtp).then_some(TOO_STRICT).or(self.hint);
         refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
         refuse_if(settings.transactions_max.is_some_and(|max| self.transactions >= max), Reply::TOO_MANY_TRANSACTIONS)?;
+        let too_large = size > settings.message_octets_max;
         refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
-        refuse_if(size > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)?;
-        refuse_if(turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
+        refuse_if(!too_large && turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
         let transaction = self.transaction.insert(turn.spare.transactions.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
         add_line(&mut transaction.paths, path);
         transaction.reverse_path_octets = path.len();
+        if too_large {
+            transaction.note_refusal("", Reply::MESSAGE_TOO_LARGE.0);
+            self.end_transaction(turn.spare);
+            return Err(Reply::MESSAGE_TOO_LARGE);
+        }
         transaction.settle(&mut turn.spare.envelope_octets);
         if self.origin.is_empty() {
             self.introduce("", turn.spare);
@@ -540,6 +590,8 @@ impl Session {
             transaction.paths.truncate(paths);
             transaction.destinations.truncate(destinations);
             transaction.shares.truncate(shares);
+            transaction.note_refusal(path, line);
+            transaction.settle(&mut spare.envelope_octets);
             append(replies, &[line, "\r\n"]);
             // Whoever writes this code means what it says (RFC 5321 4.2.3).
             if line.starts_with("421") {
@@ -583,6 +635,7 @@ impl Session {
         if transaction.failure.is_some() {
             return;
         }
+        transaction.refusal.clear();
         append(content, &["Return-Path: <", transaction.reverse_path(), ">", line_end]);
         // In several mailboxes it would tell each of the others.
         let alone = transaction.destinations().nth(1).is_none();
@@ -615,6 +668,7 @@ impl Session {
             return input.len();
         };
         let keep = transaction.failure.is_none();
+        let lf_dot = self.decoder.lf_dot;
         let (count, octets, ended) = self.decoder.decode(input, &mut |run| {
             transaction.header.scan(run);
             if keep {
@@ -622,6 +676,10 @@ impl Session {
             }
         });
         transaction.octets += octets;
+        // Who waits in vain for an answer to its dot line may say so.
+        let in_vain = |text: &[u8]| text.ends_with(b"\n.\n") || text.ends_with(b"\n.\r\n") || text.is_empty() && lf_dot;
+        let quits = !ended && matches!(self.phase, Phase::Data) && input.strip_suffix(b"QUIT\r\n").is_some_and(in_vain);
+        self.decoder.lf_dot |= quits;
         self.check_message(turn.settings);
         if ended {
             self.end_message(turn);
@@ -637,7 +695,10 @@ impl Session {
                 .and(refuse_if(transaction.header.is_mail_loop(), Reply::MAIL_LOOP))
                 .and(refuse_if(settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE));
             transaction.failure = checked.err();
-            self.discard = checked.is_err();
+            if let Err(reply) = checked {
+                self.discard = true;
+                transaction.note_refusal("", reply.0);
+            }
         }
         transaction.failure
     }
@@ -673,7 +734,7 @@ impl Session {
 
     /// AUTH, and if it is offered any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
-        self.hint = (!settings.accept_any_login).then_some("auth-required-by-client");
+        self.hint = (!settings.accept_any_login).then_some("auth-required-by-client").or(self.hint);
         refuse_if(!settings.accept_any_login, Reply::NOT_IMPLEMENTED)?;
         let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
         refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;
@@ -719,6 +780,9 @@ impl Session {
     /// Ends the transaction; its memory is for others to use again.
     fn end_transaction(&mut self, spare: &mut Spare) {
         let Some(mut transaction) = self.transaction.take() else { return };
+        if !transaction.refusal.is_empty() {
+            transaction.describe(self.id, Outcome::Refused(Reply::NO_VALID_RECIPIENTS), &mut spare.log);
+        }
         spare.envelope_octets -= transaction.held;
         if transaction.held <= KEPT_OCTETS_MAX && spare.transactions.len() < KEPT_MAX {
             let Transaction { mut paths, mut destinations, mut shares, .. } = std::mem::take(&mut *transaction);
@@ -746,6 +810,16 @@ fn lines(mut texts: &str) -> impl Iterator<Item = &str> + Clone {
         texts = rest.get(1..)?;
         Some(text)
     })
+}
+
+/// Appends text of a stranger, in quotes and with escapes; few have any to be escaped.
+fn append_quoted(line: &mut String, key: &str, text: &str) {
+    let is_plain = |octet| matches!(octet, b' '..=b'~') & (octet != b'"') & (octet != b'\\');
+    if text.bytes().all(is_plain) {
+        line.extend([key, "\"", text, "\""]);
+    } else {
+        let _ = write!(line, "{key}{text:?}");
+    }
 }
 
 fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
