@@ -197,7 +197,7 @@ MUTATIONS = [
     ),
     (
         "src/journal.rs",
-        "            delivery.fail(\"flush of the journal\", &error, |_| true, &mut self.maildirs, now);\n",
+        "            delivery.fail(\"flush of the journal\", &error, &|_| true, &mut self.maildirs, now);\n",
         "",
         "250 though the flush of the journal failed",
     ),
