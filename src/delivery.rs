@@ -329,6 +329,9 @@ impl<F: FileSystem> Store<F> {
 
     /// Moves every message as far as it can go now. With `flushes_ended` the file system is asked which flushes ended.
     pub fn advance(&mut self, mut flushes_ended: bool, now: Now) {
+        if !flushes_ended && self.deliveries.is_empty() && self.journal.is_at_rest() {
+            return;
+        }
         loop {
             if flushes_ended {
                 while let Some((ticket, result)) = self.maildirs.fs.ended_flush() {

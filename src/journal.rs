@@ -231,6 +231,11 @@ impl<F: FileSystem> Journal<F> {
         self.in_flight == 0 && !self.dirty && self.failed.is_empty()
     }
 
+    /// Whether there is none, nor anything to be done about that.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.file.is_none() && self.failed.is_empty() && self.stage != Stage::Failed
+    }
+
     /// When there is something to do without an event.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.since.or(self.retry)?;
@@ -413,7 +418,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Goes on with making the journal, with what is to be published, and with the next group. Whether flushes were begun.
     pub(crate) fn advance_journal(&mut self, now: Now) -> bool {
-        if self.journal.file.is_none() && self.journal.failed.is_empty() && self.journal.stage != Stage::Failed {
+        if self.journal.is_at_rest() {
             return false;
         }
         let is_due = self.journal.next().is_some_and(|due| now.instant >= due);

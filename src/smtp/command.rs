@@ -20,7 +20,9 @@ impl Syntax {
 
     /// `text` without the blanks at its start, which only lenient syntax has.
     pub(super) fn skip_blanks(self, text: &str) -> &str {
-        if self.strict { text } else { text.trim_start_matches([' ', '\t']) }
+        // Mostly there are none.
+        let begins_with_one = matches!(text.as_bytes(), [b' ' | b'\t', ..]);
+        if self.strict || !begins_with_one { text } else { text.trim_start_matches([' ', '\t']) }
     }
 }
 

@@ -89,7 +89,7 @@ MUTATIONS = [
     ),
     (
         "src/delivery.rs",
-        "            delivery.fail(\"flush\", &error, |copy| copy.body == body, &mut self.maildirs, now);\n",
+        "            delivery.fail(\"flush\", &error, &|copy| copy.body == body, &mut self.maildirs, now);\n",
         "            let _ = error;\n",
         "250 though the flush failed",
     ),
