@@ -46,6 +46,8 @@ const PREFIX: &str = ".mailchute-journal.";
 const MAGIC: &[u8; 16] = b"mailchute 00001\n";
 const BLOCK: u64 = 4096;
 const STATE_OCTETS: usize = 48;
+/// As `--journal-size` has it.
+const OCTETS_MAX: u64 = 1 << 30;
 /// Octets of a record before its names.
 const HEAD_OCTETS: usize = 32;
 /// The longest record: all destinations that a message may have, and a block.
@@ -58,11 +60,11 @@ const QUIET: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Messages that are published without waiting for that.
-const PUBLISHED_AT_ONCE: usize = 256;
+const PUBLISHED_AT_ONCE: usize = 64;
 /// Messages in it that are not published; more go the plain way.
 const LIVE_MAX: usize = 512;
 /// Flushes of files under way up to which more of these are begun: others do not wait behind all.
-const PUBLISHED_TOGETHER: usize = 64;
+const PUBLISHED_TOGETHER: usize = 96;
 /// Octets of zeros that a turn writes into a new one.
 const FILLED_AT_ONCE: usize = 64 * 1024;
 /// How long after an error what failed is published again, and another journal made.
@@ -629,8 +631,8 @@ impl<F: FileSystem> Store<F> {
         for (id, _, destinations) in &failed {
             error!("{shown}: {} can't be delivered to {destinations:?}; it stays in there", id.as_str());
         }
-        if delivered > 0 {
-            info!("{shown}: {} messages were left from before, delivered now", delivered.saturating_sub(failed.len()));
+        if delivered > failed.len() {
+            info!("{shown}: {} messages were left from before, delivered now", delivered - failed.len());
         }
         if !failed.is_empty() {
             return Ok(());
@@ -683,6 +685,9 @@ struct Entry<'a> {
 fn scan<F: FileSystem>(
     fs: &mut F, file: &F::File, octets: u64, visit: &mut dyn FnMut(u64, Option<Entry<'_>>),
 ) -> io::Result<(u64, u64)> {
+    if octets > OCTETS_MAX {
+        return Err(io::Error::other("larger than a journal may be; move it away"));
+    }
     let mut halves = Vec::new();
     for base in [0, octets / 2] {
         let mut state: Option<State> = None;
@@ -702,8 +707,14 @@ fn scan<F: FileSystem>(
         match state {
             Some(state) => halves.push((state, base)),
             None if is_strange => return Err(io::Error::other("a journal of another version; use that one's program")),
-            None if is_damaged => return Err(io::Error::other("its states are damaged; move it away")),
-            None => {}
+            None => {
+                // Without any record it is one that was being made.
+                let mut head = [0; HEAD_OCTETS];
+                let has_records = fs.read_at(file, &mut head, base + 2 * BLOCK).is_ok() && head != [0; HEAD_OCTETS];
+                if is_damaged || has_records {
+                    return Err(io::Error::other("its states or its size are damaged; keep it, and move it away"));
+                }
+            }
         }
     }
     if halves.is_sorted_by_key(|(state, _)| Reverse(*state)) {
