@@ -16,7 +16,7 @@ thread_local! {
 pub fn octets_freed(what: impl FnOnce()) -> usize {
     let before = FREED.get();
     what();
-    FREED.get() - before
+    FREED.get().wrapping_sub(before)
 }
 
 // SAFETY: all is done by the system's allocator; counting allocates nothing and has no destructor.
@@ -32,7 +32,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        FREED.set(FREED.get() + layout.size());
+        FREED.set(FREED.get().wrapping_add(layout.size()));
         // SAFETY: as our caller promised.
         unsafe { System.dealloc(memory, layout) }
     }
