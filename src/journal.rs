@@ -8,9 +8,9 @@
 //!   random seed, and the checksum (with seed 0) of that. The valid one with the higher generation counts, then the one
 //!   with the higher number.
 //! * Then groups of records, each group from a new block on, each record at a multiple of 32 octets. A record: the
-//!   checksum, with the half's seed, of all behind it; the generation; its number, one more than that of the one before;
-//!   its length and that of its names (32 bits each); a unique name as far as the host's, and the destinations, a zero
-//!   behind each; the message.
+//!   checksum, with the half's seed, of all behind it; the generation; its number, one more than that of the one before
+//!   (both are random at first); its length and that of its names (32 bits each); a unique name as far as the host's, and
+//!   the destinations, a zero behind each; the message.
 //!
 //! A block with an answered record is not written again before all of its half are in their Maildirs, on the disk: then the half
 //! has a new generation, whose state is flushed before its first record.
@@ -331,7 +331,9 @@ impl<F: FileSystem> Journal<F> {
             self.stage = Stage::Filling(filled + self.group.len() as u64);
             self.group.clear();
         } else if self.in_flight == 0 {
-            self.begin(fs, (0, 0))?;
+            // No text, nor its end with zeros behind it, may look like a generation or a number.
+            let random = RandomState::new().hash_one(self.flushes) >> 2;
+            self.begin(fs, (random, random))?;
             let Some(file) = &self.file else { return Ok(false) };
             fs.begin_flush(Flush::File(file), TICKET);
             fs.begin_flush(Flush::Directory(&self.root), TICKET);
@@ -343,7 +345,7 @@ impl<F: FileSystem> Journal<F> {
     /// Has both halves begin anew, with higher generations and numbers than what is in the file has.
     fn begin(&mut self, fs: &mut F, (generation, number): (u64, u64)) -> io::Result<()> {
         self.number = self.number.max(number + 1);
-        (self.answered_below, self.published_below) = (self.number, self.number);
+        (self.answered_below, self.published_below, self.filling) = (self.number, self.number, 0);
         for (half, base) in self.halves.iter_mut().zip([0, self.octets / 2]) {
             *half = Half { start: base + 2 * BLOCK, end: base + self.octets / 2, ..Half::default() };
             half.state.generation = generation;

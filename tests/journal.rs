@@ -601,6 +601,30 @@ fn a_bit_that_is_turned_over_costs_one_message_at_most_and_is_named() {
     assert!(damaged > 1000);
 }
 
+/// What is left of an older lap is not taken for damage, whatever its octets look like: a line end and the zeros behind a
+/// record are a small number, as those of generations would be if they began with 1.
+#[test]
+fn the_end_of_an_old_record_is_no_damage() {
+    for rounds in 1..8 {
+        let mut disk = one_maildir().disk();
+        let mut world = ready(&one_maildir(), &disk);
+        for round in 0..rounds {
+            for client in 0..12 {
+                let text = "x".repeat(12 * round + client);
+                world.connect(vec![mail(&format!("Return-Path: <{text}>\nSubject: one\n\n"))]);
+            }
+            world.run();
+        }
+        world.publish();
+        warnings();
+        for number in 8..16 {
+            disk = disk.killed();
+            drop(case_world(&disk, number));
+            assert_eq!(warnings(), [] as [String; 0], "after {rounds} rounds, at start {number}");
+        }
+    }
+}
+
 /// One that is not understood is left as it is, and so is all else.
 #[test]
 fn a_journal_of_another_version_ends_the_start() {
