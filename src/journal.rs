@@ -17,7 +17,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -46,8 +46,8 @@ const PREFIX: &str = ".mailchute-journal.";
 const MAGIC: &[u8; 16] = b"mailchute 00001\n";
 const BLOCK: u64 = 4096;
 const STATE_OCTETS: usize = 48;
-/// As `--journal-size` has it.
-const OCTETS_MAX: u64 = 1 << 30;
+/// The largest journal.
+pub const OCTETS_MAX: u64 = 1 << 30;
 /// Octets of a record before its names.
 const HEAD_OCTETS: usize = 32;
 /// The longest record: all destinations that a message may have, and a block.
@@ -567,10 +567,14 @@ impl<F: FileSystem> Store<F> {
     /// that of the start, before flushes are asynchronous. An error is that of a journal which is not understood, or that can't be read.
     pub fn recover(&mut self, now: Now) -> Result<(), PathError> {
         let path = self.journal.path.clone();
-        let names = names(&mut self.maildirs.fs, &self.journal.root).map_err(|error| (path.clone(), error))?;
+        let mut names = Vec::new();
+        let listed = each_name(&mut self.maildirs.fs, &self.journal.root, &mut |name| {
+            names.extend(name.to_bytes().starts_with(PREFIX.as_bytes()).then(|| name.to_owned()));
+        });
+        listed.map_err(|error| (path.clone(), error))?;
         // A mailbox that is gone is made again.
         let create = std::mem::replace(&mut self.maildirs.create, true);
-        for name in names.iter().filter(|name| name.to_bytes().starts_with(PREFIX.as_bytes())) {
+        for name in &names {
             let path = path.join(name.to_string_lossy().as_ref());
             let recovered = match self.maildirs.fs.open_journal(&self.journal.root, name, false) {
                 Ok(Some((file, octets))) => self.recover_from(file, octets, name, &path, now),
@@ -589,6 +593,9 @@ impl<F: FileSystem> Store<F> {
             Some(entry) => found.push((entry.names.to_owned(), offset, entry.octets)),
             None => warn!("{shown}: what is at octet {offset} is damaged, or was never answered"),
         })?;
+        // Of all mail that is there only what waits is kept in memory.
+        let waits = found.iter().filter_map(|(names, ..)| names.split(SEPARATOR).next().map(str::to_owned));
+        let waits: HashSet<String> = waits.collect();
         let destinations = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1));
         for destination in destinations.map(str::to_owned).collect::<HashSet<String>>() {
             let Ok(key) = self.maildirs.open_destination(&destination) else {
@@ -598,8 +605,11 @@ impl<F: FileSystem> Store<F> {
             };
             let Maildirs { fs, open, .. } = &mut self.maildirs;
             let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
-            for name in names(fs, new)?.iter().chain(&names(fs, cur)?) {
-                present.extend(unique(name).map(|unique| format!("{unique}{SEPARATOR}{destination}")));
+            for directory in [new, cur] {
+                each_name(fs, directory, &mut |name| {
+                    let waiting = unique(name).filter(|unique| waits.contains(*unique));
+                    present.extend(waiting.map(|unique| format!("{unique}{SEPARATOR}{destination}")));
+                })?;
             }
             // A name that is there may be as young as the crash, and as a move from the one to the other.
             for directory in [cur, new].into_iter().chain(above) {
@@ -668,9 +678,12 @@ impl<F: FileSystem> Store<F> {
     }
 }
 
-fn names<F: FileSystem>(fs: &mut F, directory: &F::Directory) -> io::Result<Vec<CString>> {
+fn each_name<F: FileSystem>(fs: &mut F, directory: &F::Directory, visit: &mut dyn FnMut(&CStr)) -> io::Result<()> {
     let mut listing = fs.list(directory)?;
-    std::iter::from_fn(|| fs.next_name(&mut listing).transpose()).collect()
+    while let Some(name) = fs.next_name(&mut listing)? {
+        visit(&name);
+    }
+    Ok(())
 }
 
 /// What a journal has at some place.
