@@ -26,6 +26,8 @@ pub const TURN_MESSAGES_MAX: usize = 16;
 pub const TURN_READS_MAX: usize = 4;
 /// Connections taken from one listener in one turn: beyond the limit each has a descriptor of those in reserve till its end.
 pub const TURN_ACCEPTS_MAX: usize = 8;
+/// Newcomers without a descriptor that are told so in one turn, and idle connections that give way on a crowded server.
+pub const TURN_REFUSALS_MAX: usize = 64;
 
 /// Where a listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]

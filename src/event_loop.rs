@@ -19,13 +19,14 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{Config, Place, TURN_ACCEPTS_MAX};
+use crate::config::{Config, Place, TURN_ACCEPTS_MAX, TURN_REFUSALS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
 use crate::privileges::{Sandbox, become_user, restrict};
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
+use crate::smtp::reply::Reply;
 use crate::smtp::session::Dialect;
 use crate::smtp::trace::{MessageIds, Peer};
 use crate::sys::{handed_over, trim_heap};
@@ -37,6 +38,8 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
+/// What the kernel holds of replies for a peer that does not read them; newcomers have it from their listener.
+const SEND_BUFFER_OCTETS: usize = 16 << 10;
 /// Descriptors for all but connections and files of messages.
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
@@ -66,7 +69,7 @@ impl Listener {
         }
         // A server that comes back finds its address free though old connections linger.
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?; // that of newcomers, too: who does not read gets no more
+        sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_OCTETS)?;
         if address.address_family() == AddressFamily::INET6 {
             // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
             sockopt::set_ipv6_v6only(&socket, true)?;
@@ -85,7 +88,7 @@ impl Listener {
     fn take_over(socket: OwnedFd, dialect: Dialect) -> Result<Self, Errno> {
         let listens = sockopt::socket_acceptconn(&socket)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        sockopt::set_socket_send_buffer_size(&socket, 16 << 10)?;
+        sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_OCTETS)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?).map(Place::Tcp);
         let place = bound.unwrap_or_else(|_| Place::Unix(PathBuf::new()));
         if listens { Ok(Self { socket, place, dialect, ready: false }) } else { Err(Errno::INVAL) }
@@ -316,8 +319,8 @@ impl EventLoop {
                         }
                         self.accept_from = Some(now.instant + ACCEPT_PAUSE);
                         self.spare = None;
-                        let reply = [crate::smtp::reply::Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
-                        for _ in 0..8 * TURN_ACCEPTS_MAX {
+                        let reply = [Reply::TOO_MANY_CONNECTIONS.0, "\r\n"].concat();
+                        for _ in 0..TURN_REFUSALS_MAX {
                             let Ok(socket) = rustix::net::accept_with(&listener.socket, FLAGS) else { break };
                             let _ = rustix::net::send(&socket, reply.as_bytes(), SendFlags::NOSIGNAL);
                         }

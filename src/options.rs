@@ -12,6 +12,7 @@ use mailchute::Config;
 use mailchute::config::{Place, is_hostname, number};
 use mailchute::delivery::MinFree;
 use mailchute::fs::SyncMode::{Always, Journal, Never};
+use mailchute::journal::OCTETS_MAX;
 use mailchute::privileges::Sandbox::{Auto, Off, Require};
 use mailchute::smtp::address::Path;
 use mailchute::smtp::data::LineEnd;
@@ -91,7 +92,9 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
         "sync" => config.sync = choice(text, &[("journal", Journal), ("always", Always), ("never", Never)])?,
-        "journal-size" => config.journal_octets = octets(text).filter(|octets| (1 << 20..=1 << 30).contains(octets))?,
+        "journal-size" => {
+            config.journal_octets = octets(text).filter(|octets| (1 << 20..=OCTETS_MAX).contains(octets))?
+        }
         "keep-messages" => config.keep.messages = Some(number(text).filter(|&count| count > 0)?),
         "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
         "min-free" => config.min_free = min_free(text)?,

@@ -5,11 +5,11 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use log::{Level, info, log, log_enabled};
+use log::{Level, debug, info, log, log_enabled};
 use slab::Slab;
 
 use crate::config::{BLOCK_OCTETS, BLOCKS_MAX, Config, SMALL_OCTETS, is_private};
-use crate::config::{TURN_ACCEPTS_MAX, TURN_MESSAGES_MAX, TURN_READS_MAX};
+use crate::config::{TURN_MESSAGES_MAX, TURN_READS_MAX, TURN_REFUSALS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
@@ -119,7 +119,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
-        log!(Level::Debug, "session={} connect peer={peer}", self.sessions);
+        debug!("session={} connect peer={peer}", self.sessions);
         let mut connection = Connection {
             transport,
             session: Session::new(self.sessions, dialect, peer, &self.config.protocol),
@@ -408,7 +408,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 self.time_out(key);
             }
         }
-        for _ in 0..8 * TURN_ACCEPTS_MAX {
+        for _ in 0..TURN_REFUSALS_MAX {
             let longest = self.connections.iter().min_by_key(|(_, connection)| connection.since);
             let idle = longest.filter(|(_, it)| self.is_crowded() && it.since + CROWDED_TIMEOUT <= now.instant);
             let Some((key, _)) = idle else { break };
