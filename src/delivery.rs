@@ -305,6 +305,8 @@ impl<F: FileSystem> Store<F> {
     /// Gives up memory that was kept for a next crowd of messages.
     pub(crate) fn trim(&mut self) {
         self.spare = Vec::new();
+        self.deliveries.shrink_to_fit();
+        self.journal.trim();
     }
 
     /// Removes what nobody was told of, as the process is about to end.
@@ -472,6 +474,7 @@ impl<F: FileSystem> Store<F> {
             // What a descriptor reported once it does not report again.
             maildir.failed = true;
             self.maildirs.health = Health::Failed;
+            self.journal.doubt();
         }
         for &message in &group {
             let Some(delivery) = self.deliveries.get_mut(message) else { continue };

@@ -238,6 +238,18 @@ impl<F: FileSystem> Journal<F> {
         self.file.is_none() && self.failed.is_empty() && self.stage != Stage::Failed
     }
 
+    /// The flush of some directory failed. What it loses may be the name of a file that is being made; and no later flush tells.
+    pub(crate) fn doubt(&mut self) {
+        if matches!(self.stage, Stage::Filling(_)) {
+            self.failure.get_or_insert_with(|| io::Error::other("its name may be lost"));
+        }
+    }
+
+    /// Gives up memory that was kept for a next large group.
+    pub(crate) fn trim(&mut self) {
+        self.group.shrink_to(BLOCK as usize);
+    }
+
     /// When there is something to do without an event.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.since.or(self.retry)?;
@@ -391,6 +403,8 @@ impl<F: FileSystem> Journal<F> {
 impl<F: FileSystem> Store<F> {
     /// Has the journal take a message, all of whose octets are `content`; else it goes the plain way.
     pub(crate) fn journals(&mut self, key: usize, content: &[u8], now: Now) -> bool {
+        // Who is answered may go on at once: with the plain way senders wait while too many files are open.
+        let is_full = self.is_full();
         let journal = &mut self.journal;
         let Some(delivery) = self.deliveries.get_mut(key).filter(|it| journal.octets > 0 && it.owner < ANSWERED) else {
             return false;
@@ -400,7 +414,7 @@ impl<F: FileSystem> Store<F> {
             return false;
         }
         let live = journal.halves.iter().map(|half| half.live).sum::<usize>() + journal.staged.len();
-        if journal.stage == Stage::Ready && live < LIVE_MAX {
+        if journal.stage == Stage::Ready && live < LIVE_MAX && !is_full {
             let open = &self.maildirs.open;
             let copies = delivery.copies.iter().filter(|copy| copy.failure.is_none());
             let destinations = copies.filter_map(|copy| Some(open.get(copy.maildir)?.destination.as_str()));
@@ -432,8 +446,12 @@ impl<F: FileSystem> Store<F> {
             if main.failed && main.flushes == 0 {
                 let _ = self.maildirs.open_main();
             }
-            for unpublished in std::mem::take(&mut self.journal.failed) {
-                self.publish_again(unpublished, now);
+            for (index, unpublished) in std::mem::take(&mut self.journal.failed).into_iter().enumerate() {
+                if index == 0 || !self.is_full() {
+                    self.publish_again(unpublished, now);
+                } else {
+                    self.journal.failed.push(unpublished);
+                }
             }
         }
         if !self.journal.failed.is_empty() {

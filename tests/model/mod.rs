@@ -383,16 +383,19 @@ impl Names {
 
     /// Makes changes durable; returns their numbers.
     fn write(&mut self, which: impl Fn(&Change) -> bool) -> Vec<u64> {
-        let mut written = Vec::new();
+        let (mut written, mut newest) = (Vec::new(), BTreeMap::new());
         let durable = &mut self.durable;
         self.pending.retain(|change| {
             let write = which(change) && !change.lost;
             if write {
                 apply(durable, change);
                 written.push(change.number);
+                newest.insert(change.name.clone(), change.number);
             }
             !write
         });
+        // What was lost before does not come back over what was made of the same name since.
+        self.pending.retain(|change| newest.get(&change.name).is_none_or(|newest| change.number > *newest));
         written
     }
 }

@@ -72,6 +72,8 @@ struct Setting {
     stop_at: Option<Duration>,
     /// Octets of the journal, if there is one.
     journal: Option<u64>,
+    /// All come at once and have much to say.
+    rush: bool,
 }
 
 impl Setting {
@@ -109,6 +111,7 @@ impl Setting {
             cut_at: moment(random, 3),
             stop_at: moment(random, 6),
             journal: None,
+            rush: false,
         }
     }
 }
@@ -165,12 +168,15 @@ struct World {
     incident_at: Duration,
     incidents: usize,
     away: Option<(usize, usize)>,
+    /// What fails as soon as something was answered that is not published.
+    ambush: Option<(Kind, usize, Errno)>,
     drained: bool,
     end: Option<Duration>,
     power_cut: bool,
     after_cut: bool,
-    /// What was judged already.
+    /// What was judged already, and whether there was a journal.
     judged: (u64, usize),
+    had_journal: bool,
     report: Report,
     tracing: bool,
 }
@@ -182,6 +188,8 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
     // After 300 without, there are 300 with a journal, and so on.
     if seed / 300 % 2 == 1 {
         setting.journal = Some(4096 * Random::new(seed + 1).choose(&[8, 12, 40]));
+        setting.rush = seed % 2 == 1;
+        setting.flush = if setting.rush { setting.flush.min(30) } else { setting.flush };
     }
     let mut config = Config { maildir: MAILDIR.into(), timeout: setting.timeout, ..Config::default() };
     config.connections_max = setting.connections_max;
@@ -226,14 +234,16 @@ pub fn run(seed: u64, alone: Option<usize>, tables: &[PathBuf; 2], tracing: bool
         flush_ended: Duration::ZERO,
         full_at: Duration::ZERO,
         slow: false,
-        incident_at: Duration::from_millis(random.below(3000) as u64),
+        incident_at: Duration::from_millis(random.below(if setting.rush { 100 } else { 3000 }) as u64),
         incidents: setting.incidents,
         away: None,
+        ambush: None,
         drained: false,
         end: None,
         power_cut: false,
         after_cut: false,
         judged: (u64::MAX, 0),
+        had_journal: false,
         report: Report::default(),
         tracing,
         setting,
@@ -293,8 +303,13 @@ impl World {
         for number in 0..self.setting.clients {
             let mut random = Random::new(seed.wrapping_mul(1000).wrapping_add(number as u64));
             let good = random.below(3) == 0;
-            let behaviour = Behaviour::draw(&mut random, good, self.setting.timeout);
-            let at = random.below_one_of(&[1, 1, 200, 20_000]) as u64;
+            let mut behaviour = Behaviour::draw(&mut random, good, self.setting.timeout);
+            let mut at = random.below_one_of(&[1, 1, 200, 20_000]) as u64;
+            if self.setting.rush {
+                behaviour.messages += random.below(12);
+                (behaviour.octets_max, behaviour.thinks) = (behaviour.octets_max.min(5000), behaviour.thinks.min(2));
+                at %= 300;
+            }
             let is_heir = random.below(4) == 0;
             if alone.is_none_or(|alone| alone == number) {
                 let client = self.make(number, behaviour, random);
@@ -600,6 +615,9 @@ impl World {
             self.flush_at = Some(now + Duration::from_millis(self.random.below(most + 1) as u64) + MILLISECOND / 50);
         }
         self.book.unpublished = self.setting.journal.is_some() && !server.store.is_idle();
+        if let Some(fault) = self.ambush.take_if(|_| self.book.unpublished && self.book.promises > self.judged.1) {
+            self.fail_next(fault);
+        }
         self.check_disk(false);
     }
 
@@ -726,10 +744,15 @@ impl World {
                 self.fail(wrong);
             }
         }
-        if state.1 != self.judged.1 || anyhow {
+        // A journal that goes takes along what is nowhere else.
+        let root = if self.setting.layout == Layout::One { MAILDIR } else { "/mail" };
+        let has_journal = self.disk.exists(&format!("{root}/.mailchute-journal.0"));
+        let went = std::mem::replace(&mut self.had_journal, has_journal) && !has_journal;
+        if state.1 != self.judged.1 || anyhow || went {
             let unpublished = self.book.unpublished;
-            for mut choices in [Choices::default(), Choices::drawn(self.random.below(1 << 30) as u64)] {
-                let left = self.disk.restarted(&mut choices, Ends::AtOnce);
+            let drawn = Choices::drawn(self.random.below(1 << 30) as u64);
+            let cuts = [Choices::default(), drawn].map(|mut choices| self.disk.restarted(&mut choices, Ends::AtOnce));
+            for left in cuts.into_iter().chain(went.then(|| self.disk.killed())) {
                 // Its files are others.
                 self.book.forget_files();
                 let files = self.recovered(&left);
@@ -746,7 +769,8 @@ impl World {
     /// Something happens to the disk or the server.
     fn incident(&mut self, server: &mut Server<Transport, ModelDisk>) {
         self.incidents -= 1;
-        self.incident_at = self.clock.get() + Duration::from_millis(self.random.below(4000) as u64);
+        let pause = self.random.below(if self.setting.rush { 300 } else { 4000 });
+        self.incident_at = self.clock.get() + Duration::from_millis(pause as u64);
         let which = if self.setting.calm { self.random.below(2) } else { self.random.below(14) };
         let maildirs = if self.setting.layout == Layout::One { 1 } else { 4 };
         let count = 1 + self.random.below(3);
@@ -793,10 +817,12 @@ impl World {
                         Kind::ReadAt,
                     ]);
                 }
-                self.trace(|_| format!("{count} of {kind:?} will fail: {errno:?}"));
-                self.disk.fail_next(kind, count, errno);
-                self.book.faulty = true;
                 self.book.untidy |= matches!(kind, Remove | OpenDirectory);
+                if matches!(kind, Kind::WriteAt | Kind::EndJournalFlush) && self.random.below(4) > 0 {
+                    self.ambush = Some((kind, count, errno));
+                } else {
+                    self.fail_next((kind, count, errno));
+                }
             }
             8 => {
                 let count = count * 10;
@@ -832,7 +858,14 @@ impl World {
         }
     }
 
+    fn fail_next(&mut self, (kind, count, errno): (Kind, usize, Errno)) {
+        self.trace(|_| format!("{count} of {kind:?} will fail: {errno:?}"));
+        self.disk.fail_next(kind, count, errno);
+        self.book.faulty = true;
+    }
+
     fn heal(&mut self) {
+        self.ambush = None;
         self.trace(|_| "the disk is well again".to_owned());
         self.disk.heal();
         self.disk.set_space(Space { free: 1 << 40, total: 1 << 41, free_files: u64::MAX });
