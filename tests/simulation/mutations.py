@@ -235,6 +235,8 @@ def copy(place):
     sections = re.split(r"(?m)^(?=\[)", manifest)
     kept = [part for part in sections if not part.startswith(("[[bench]]", "[dev-dependencies]"))]
     manifest = "".join(kept).replace("[package]\n", "[package]\nautobins = false\nautotests = false\n", 1)
+    # There is no program that it could help to link.
+    manifest = re.sub(r'(?m)^build = .*\n', "", manifest)
     manifest += '\n[workspace]\n\n[[test]]\nname = "simulation"\npath = "tests/simulation.rs"\n'
     # Each is built once and runs for some seconds.
     manifest += "\n[profile.test]\ndebug = false\n"
