@@ -2,6 +2,7 @@
 
 mod health;
 mod options;
+mod syslog;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -9,8 +10,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
+use log::Level;
 use mailchute::EventLoop;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use syslog::Syslog;
+
+/// Where the syslog daemon of this machine listens.
+const SYSLOG: &str = "/dev/log";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
@@ -40,17 +46,23 @@ fn serve() -> Result<(), (String, u8)> {
     let parsed = options::parse().map_err(|problem| (format!("{problem}; see mailchute --help"), 64));
     // What is made has its mode from us, whoever started us.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let (config, filters, in_force) = parsed?;
+    let (config, (filters, to_syslog), in_force) = parsed?;
     let filter = env_logger::Builder::new().parse_filters(if filters.is_empty() { "info" } else { &filters }).build();
     log::set_max_level(filter.filter());
-    let _ = log::set_boxed_logger(Box::new(Lines(filter, Mutex::default())));
+    let syslog = to_syslog.then(|| Syslog::new(SYSLOG).ok()).flatten();
+    let lines: &Lines = Box::leak(Box::new(Lines(filter, Mutex::default(), syslog)));
+    let _ = log::set_logger(lines);
     in_force.lines().for_each(|line| log::debug!("{line}"));
-    EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| (problem.to_string(), 1))
+    EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| {
+        // Whatever the filter says. On stderr it is always.
+        let _ = lines.2.as_ref().map(|syslog| syslog.send(Level::Error, format_args!("{problem}")));
+        (problem.to_string(), 1)
+    })
 }
 
-/// Lines on stderr without times, as journals add their own, in one buffer. One is lost rather than waited for when its reader
-/// is slow.
-struct Lines(env_logger::Logger, Mutex<Vec<u8>>);
+/// Lines for syslog where that is asked for; those that it does not take, or all, on stderr without times, as journals add their
+/// own, in one buffer. One is lost rather than waited for when its reader is slow.
+struct Lines(env_logger::Logger, Mutex<Vec<u8>>, Option<Syslog>);
 
 impl log::Log for Lines {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -58,10 +70,11 @@ impl log::Log for Lines {
     }
 
     fn log(&self, record: &log::Record<'_>) {
+        let sent = || self.2.as_ref().is_some_and(|syslog| syslog.send(record.level(), *record.args()));
         let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
         // Nobody panics who has it.
         let Ok(mut line) = self.1.lock() else { return };
-        if self.0.matches(record) && ready() != Ok(0) {
+        if self.0.matches(record) && !sent() && ready() != Ok(0) {
             line.clear();
             let _ = writeln!(line, "{:<5} {}", record.level(), record.args());
             let _ = io::stderr().write_all(&line);

@@ -31,9 +31,10 @@ fn options() -> impl Iterator<Item = (&'static str, &'static str, &'static str)>
     })
 }
 
-/// Reads the command line, and from the environment what it does not say: settings, filters for the log, and lines that say
-/// what is in force. Prints what is asked for, and ends. An error is one line: what is wrong, and what would be right.
-pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
+/// Reads the command line, and from the environment what it does not say: settings, filters for the log and whether syslog is
+/// to have it, and lines that say what is in force. Prints what is asked for, and ends. An error is one line: what is wrong,
+/// and what would be right.
+pub fn parse() -> Result<(Config, (String, bool), String), lexopt::Error> {
     let mut flags = Vec::new();
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
@@ -48,7 +49,7 @@ pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
         flags.push((name, if placeholder.is_empty() { "yes".into() } else { parser.value()? }));
     }
     let mut config = Config { signals: true, sandbox: Auto, ..Config::default() };
-    let mut filters = std::env::var("RUST_LOG").unwrap_or_default();
+    let mut logging = (std::env::var("RUST_LOG").unwrap_or_default(), false);
     let mut in_force = String::new();
     for (name, placeholder, help) in options() {
         let mut source = format!("--{name}");
@@ -63,16 +64,16 @@ pub fn parse() -> Result<(Config, String, String), lexopt::Error> {
         in_force.extend(values.peek().is_none().then(|| format!("--{name} {without}  # by default\n")));
         for value in values {
             let text = value.to_string_lossy();
-            apply(name, value, text.trim(), &mut config, &mut filters)
+            apply(name, value, text.trim(), &mut config, &mut logging)
                 .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
             in_force += &format!("--{name} {text:?}  # from {source}\n");
         }
     }
-    if flags.iter().any(|(name, _)| *name == "check") { print(&in_force) } else { Ok((config, filters, in_force)) }
+    if flags.iter().any(|(name, _)| *name == "check") { print(&in_force) } else { Ok((config, logging, in_force)) }
 }
 
 /// Sets what `name` stands for, from text or where it is a path from any octets; `None` where the value is wrong.
-fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &mut String) -> Option<()> {
+fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, logging: &mut (String, bool)) -> Option<()> {
     let protocol = &mut config.protocol;
     match name {
         "listen" => config.listen.get_or_insert_default().push(place(text)?),
@@ -110,7 +111,8 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, filters: &m
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
         "group-readable" => config.group_readable = choice(text, &YES_OR_NO)?,
-        "log" => *filters = text.parse::<log::LevelFilter>().ok()?.to_string(),
+        "log" => logging.0 = text.parse::<log::LevelFilter>().ok()?.to_string(),
+        "syslog" => logging.1 = choice(text, &YES_OR_NO)?,
         _ => return None,
     }
     Some(())
