@@ -87,6 +87,8 @@ pub struct Config {
     pub user: Option<String>,
     /// Off unless a program asks for it that does nothing else: it holds for the thread that starts the server, too.
     pub sandbox: Sandbox,
+    /// Where counters are served, to whoever asks.
+    pub metrics: Option<Place>,
     /// Whether SIGTERM and SIGINT end the loop, and a service manager's sockets are used: for programs that do nothing else.
     pub signals: bool,
     pub protocol: Settings,
@@ -116,6 +118,7 @@ impl Default for Config {
             per_address_max: 50,
             user: None,
             sandbox: Sandbox::Off,
+            metrics: None,
             signals: false,
             protocol: Settings {
                 hostname: Some(system_name).filter(|name| is_hostname(name)).unwrap_or_else(|| "localhost".to_owned()),

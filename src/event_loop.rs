@@ -23,6 +23,7 @@ use crate::config::{Config, Place, TURN_ACCEPTS_MAX, TURN_REFUSALS_MAX};
 use crate::delivery::{FILES_MAX, MAILDIR_DESCRIPTORS, Now, Store};
 use crate::fs::{Disk, SyncMode};
 use crate::maildir::PathError;
+use crate::metrics::{SCRAPES_MAX, Scrape};
 use crate::privileges::{Sandbox, become_user, restrict};
 use crate::recipients::Recipients;
 use crate::server::{Readiness, Server};
@@ -36,6 +37,8 @@ const LISTENERS: usize = usize::MAX / 2;
 const STOPS: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const FLUSHES: Token = Token(usize::MAX - 2);
+/// All who ask for metrics.
+const SCRAPES: Token = Token(usize::MAX - 3);
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
 /// What the kernel holds of replies for a peer that does not read them; newcomers have it from their listener.
@@ -54,6 +57,8 @@ struct Listener {
     dialect: Dialect,
     /// Connections may wait to be taken; an event that was seen and not followed up never comes again.
     ready: bool,
+    /// Those who ask for metrics, the newest first.
+    scrapes: Vec<Scrape>,
 }
 
 impl Listener {
@@ -81,7 +86,8 @@ impl Listener {
         }
         rustix::net::listen(&socket, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
-        Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
+        let (place, ready, scrapes) = (bound.map_or_else(|_| place.clone(), Place::Tcp), false, Vec::new());
+        Ok(Self { socket, place, dialect, ready, scrapes })
     }
 
     /// Takes a socket over from a service manager.
@@ -91,7 +97,7 @@ impl Listener {
         sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_OCTETS)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?).map(Place::Tcp);
         let place = bound.unwrap_or_else(|_| Place::Unix(PathBuf::new()));
-        if listens { Ok(Self { socket, place, dialect, ready: false }) } else { Err(Errno::INVAL) }
+        if listens { Ok(Self { socket, place, dialect, ready: false, scrapes: Vec::new() }) } else { Err(Errno::INVAL) }
     }
 
     /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
@@ -199,7 +205,7 @@ impl EventLoop {
             warn!("--sync never: a 250 does not wait for the disk; a power cut may lose what was accepted");
         }
         for listener in &self.listeners {
-            let protocol = if listener.dialect == Dialect::Lmtp { " (LMTP)" } else { "" };
+            let protocol = ["", " (LMTP)", " (metrics)"][listener.dialect as usize];
             info!("listening on {}{protocol}", listener.place);
         }
         let (memory, connections) = (config.memory_max().div_ceil(1 << 20), config.connections_max);
@@ -225,6 +231,10 @@ impl EventLoop {
                     }
                     SIGNALS => self.take_signals(now),
                     FLUSHES => self.server.flushes_ended = true,
+                    SCRAPES => {
+                        let figures = self.server.figures(now);
+                        self.listeners.iter_mut().for_each(|it| it.scrapes.retain_mut(|it| it.goes_on(&figures)));
+                    }
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
                         None => {
@@ -305,7 +315,13 @@ impl EventLoop {
         let rested = self.accept_from.is_none_or(|from| now.instant >= from);
         for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
-                match listener.accept(&self.poll, Token(self.server.vacant_key())) {
+                let is_scrape = listener.dialect == Dialect::Http;
+                let token = if is_scrape { SCRAPES } else { Token(self.server.vacant_key()) };
+                match listener.accept(&self.poll, token) {
+                    Ok((stream, _)) if is_scrape => {
+                        listener.scrapes.truncate(SCRAPES_MAX - 1);
+                        listener.scrapes.insert(0, Scrape { stream, octets: Vec::new(), is_answered: false });
+                    }
                     Ok((stream, peer)) => drop(self.server.accept(stream, peer, listener.dialect, now)),
                     Err(Errno::AGAIN) => {
                         listener.ready = false;
@@ -379,7 +395,7 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
     let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
     let written: Vec<_> = named.chain(recipients.maildirs().map(Path::new)).filter_map(whole).collect();
     let read = config.recipients.as_deref().and_then(parent);
-    let places = config.listen.iter().flatten().chain(&config.lmtp);
+    let places = config.listen.iter().flatten().chain(&config.lmtp).chain(&config.metrics);
     let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
     if restrict(&written, read.as_slice(), &sockets.collect::<Vec<_>>()).is_ok() {
         info!("sandbox: Landlock; nothing is written but in {} directories", written.len());
@@ -397,6 +413,7 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
     let usual = [Place::Tcp((Ipv4Addr::LOCALHOST, 2525).into()), Place::Tcp((Ipv6Addr::LOCALHOST, 2525).into())];
     let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
     let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
+    let metrics = config.metrics.iter().map(|place| (place, Dialect::Http));
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let (mut names, mut listeners) = (names.split(':'), Vec::new());
     for socket in handed {
@@ -404,20 +421,21 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
         let taken = socket.and_then(|socket| Listener::take_over(socket, dialect));
         listeners.push(taken.map_err(|error| io::Error::other(format!("LISTEN_FDS: no listener: {error}")))?);
     }
-    for (place, dialect) in smtp.take(if listeners.is_empty() { usize::MAX } else { 0 }).chain(lmtp) {
+    for (place, dialect) in smtp.take(if listeners.is_empty() { usize::MAX } else { 0 }).chain(lmtp).chain(metrics) {
         match Listener::bind(place, dialect) {
             Ok(listener) => listeners.push(listener),
             Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if config.listen.is_none() && dialect == Dialect::Smtp => {
                 warn!("not listening on {place}: this system has no such address");
             }
             Err(error) => {
-                let advice = "choose another with --listen ADDR; ports below 1024 need CAP_NET_BIND_SERVICE";
+                let option = ["--listen", "--lmtp", "--metrics"][dialect as usize];
+                let advice = format!("choose another with {option} ADDR; ports below 1024 need CAP_NET_BIND_SERVICE");
                 return Err(io::Error::other(format!("can't listen on {place}: {error}; {advice}")));
             }
         }
     }
     let problem = "no address to listen on; name one with --listen ADDR";
-    if listeners.is_empty() { Err(io::Error::other(problem)) } else { Ok(listeners) }
+    if listeners.iter().all(|it| it.dialect == Dialect::Http) { Err(io::Error::other(problem)) } else { Ok(listeners) }
 }
 
 /// Why a directory can't be used, whose it is, who we are, and what mends it.

@@ -112,7 +112,7 @@ pub(crate) struct Record {
 }
 
 #[derive(Default)]
-struct Half {
+pub(crate) struct Half {
     state: State,
     states_written: u64,
     /// The flush that makes its first state durable.
@@ -122,7 +122,7 @@ struct Half {
     end: u64,
     free: u64,
     /// Records that are not published.
-    live: usize,
+    pub(crate) live: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -149,7 +149,7 @@ pub(crate) struct Journal<F: FileSystem> {
     /// How long it is to be; 0 for none.
     octets: u64,
     stage: Stage,
-    halves: [Half; 2],
+    pub(crate) halves: [Half; 2],
     filling: usize,
     /// That of the next record.
     number: u64,

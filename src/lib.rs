@@ -9,6 +9,7 @@ pub mod event_loop;
 pub mod fs;
 pub mod journal;
 pub mod maildir;
+pub mod metrics;
 pub mod privileges;
 pub mod recipients;
 pub mod server;

@@ -2,18 +2,20 @@
 
 mod health;
 mod options;
-mod syslog;
 
 use std::ffi::OsString;
+use std::fmt::Arguments;
 use std::io::{self, Write};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
 use log::Level;
 use mailchute::EventLoop;
+use mailchute::delivery::Now;
+use mailchute::smtp::trace::MessageIds;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use syslog::Syslog;
 
 /// Where the syslog daemon of this machine listens.
 const SYSLOG: &str = "/dev/log";
@@ -49,20 +51,36 @@ fn serve() -> Result<(), (String, u8)> {
     let (config, (filters, to_syslog), in_force) = parsed?;
     let filter = env_logger::Builder::new().parse_filters(if filters.is_empty() { "info" } else { &filters }).build();
     log::set_max_level(filter.filter());
-    let syslog = to_syslog.then(|| Syslog::new(SYSLOG).ok()).flatten();
-    let lines: &Lines = Box::leak(Box::new(Lines(filter, Mutex::default(), syslog)));
+    // Without a peer, so that a daemon is found which comes later, or again; the sandbox leaves that to it.
+    let socket = UnixDatagram::unbound().ok().filter(|it| to_syslog && it.set_nonblocking(true).is_ok());
+    let lines: &Lines = Box::leak(Box::new(Lines(filter, Mutex::new((Vec::new(), MessageIds::new(0, 0))), socket)));
     let _ = log::set_logger(lines);
     in_force.lines().for_each(|line| log::debug!("{line}"));
     EventLoop::start(config).and_then(EventLoop::run).map_err(|problem| {
         // Whatever the filter says. On stderr it is always.
-        let _ = lines.2.as_ref().map(|syslog| syslog.send(Level::Error, format_args!("{problem}")));
+        lines.to_syslog(Level::Error, format_args!("{problem}"));
         (problem.to_string(), 1)
     })
 }
 
 /// Lines for syslog where that is asked for; those that it does not take, or all, on stderr without times, as journals add their
-/// own, in one buffer. One is lost rather than waited for when its reader is slow.
-struct Lines(env_logger::Logger, Mutex<Vec<u8>>, Option<Syslog>);
+/// own, in one buffer, beside what knows the date. One is lost rather than waited for when its reader is slow.
+struct Lines(env_logger::Logger, Mutex<(Vec<u8>, MessageIds)>, Option<UnixDatagram>);
+
+impl Lines {
+    /// Whether syslog has taken this text: a datagram in the form of RFC 3164, of facility `mail`.
+    fn to_syslog(&self, level: Level, text: Arguments<'_>) -> bool {
+        let (Some(socket), Ok(mut line)) = (&self.2, self.1.lock()) else { return false };
+        let (line, dates) = &mut *line;
+        let (priority, process) = ([19, 20, 22, 23, 23][level as usize - 1], std::process::id());
+        // Of `Sat, 07 Nov 2026 13:05:09 +0000`; a day of one digit has a blank before it.
+        let date = dates.date(Now::read().wall);
+        let (day, month, time) = (date[5..7].trim_start_matches('0'), &date[8..11], &date[17..25]);
+        line.clear();
+        let _ = write!(line, "<{priority}>{month} {day:>2} {time} mailchute[{process}]: {text}");
+        socket.send_to(line, SYSLOG).is_ok()
+    }
+}
 
 impl log::Log for Lines {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -70,14 +88,13 @@ impl log::Log for Lines {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let sent = || self.2.as_ref().is_some_and(|syslog| syslog.send(record.level(), *record.args()));
         let ready = || poll(&mut [PollFd::new(&io::stderr(), PollFlags::OUT)], Some(&Timespec::default()));
+        let wanted = self.0.matches(record) && !self.to_syslog(record.level(), *record.args()) && ready() != Ok(0);
         // Nobody panics who has it.
-        let Ok(mut line) = self.1.lock() else { return };
-        if self.0.matches(record) && !sent() && ready() != Ok(0) {
-            line.clear();
-            let _ = writeln!(line, "{:<5} {}", record.level(), record.args());
-            let _ = io::stderr().write_all(&line);
+        if let (true, Ok(mut line)) = (wanted, self.1.lock()) {
+            line.0.clear();
+            let _ = writeln!(line.0, "{:<5} {}", record.level(), record.args());
+            let _ = io::stderr().write_all(&line.0);
         }
     }
 

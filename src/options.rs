@@ -111,6 +111,7 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, logging: &m
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
         "group-readable" => config.group_readable = choice(text, &YES_OR_NO)?,
+        "metrics" => config.metrics = Some(place(text)?),
         "log" => logging.0 = text.parse::<log::LevelFilter>().ok()?.to_string(),
         "syslog" => logging.1 = choice(text, &YES_OR_NO)?,
         _ => return None,

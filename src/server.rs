@@ -13,6 +13,7 @@ use crate::config::{TURN_MESSAGES_MAX, TURN_READS_MAX, TURN_REFUSALS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
+use crate::metrics::{Figures, NEWCOMERS, TIMEOUTS};
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
@@ -116,6 +117,15 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         self.connections.len()
     }
 
+    /// What metrics tell. As at MAIL, a disk that failed is tried again.
+    pub(crate) fn figures(&mut self, now: Now) -> Figures {
+        let waiting = self.store.journal.halves.iter().map(|half| half.live as u64).sum();
+        let healthy = matches!(self.store.storage(now), Ok(1..)).into();
+        let [all, open, .., journal, health] = &mut self.spare.counters;
+        (*all, *open, *journal, *health) = (self.sessions, self.connections.len() as u64, waiting, healthy);
+        self.spare.counters
+    }
+
     /// Takes a new connection; its greeting leaves in the next turn.
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
@@ -141,8 +151,10 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             networks => networks.iter().any(|network| network.contains(address)),
         };
         if matches!(&peer, Peer::Address(address) if !served(address)) {
+            self.spare.counters[NEWCOMERS + 2] += 1;
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
         } else if self.connections.len() >= self.config.connections_max || of_client > self.config.per_address_max {
+            self.spare.counters[NEWCOMERS + usize::from(self.connections.len() < self.config.connections_max)] += 1;
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
         } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.session.hint = Some(TOO_STRICT);
@@ -424,6 +436,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
             let _ = connection.flush(&mut self.buffers);
         }
+        self.spare.counters[TIMEOUTS] += 1;
         self.close(key, "timeout");
     }
 
