@@ -50,8 +50,8 @@ impl Scrape {
         }
         let mut block = [0; REQUEST_OCTETS_MAX];
         let count = Some(self.stream.read(&mut block)?).filter(|&count| count > 0).ok_or(ErrorKind::UnexpectedEof)?;
-        let wanted = if self.is_answered { 0 } else { count };
-        self.octets.extend(block.iter().take(wanted).filter(|octet| **octet != b'\r'));
+        self.octets
+            .extend(block.iter().take(if self.is_answered { 0 } else { count }).filter(|octet| **octet != b'\r'));
         if self.octets.len() >= REQUEST_OCTETS_MAX || self.octets.windows(2).any(|it| it == b"\n\n") {
             (self.octets, self.is_answered) = (answer(&self.octets, figures), true);
         }
