@@ -191,6 +191,8 @@ impl EventLoop {
 
     /// Serves until it is told to stop. An error is that of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
+        // What the start needed.
+        trim_heap();
         let config = &self.server.config;
         if config.protocol.accept_any_login {
             warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
