@@ -242,8 +242,7 @@ impl EventLoop {
             // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
             most = most.max(self.server.connections());
             let is_quiet = self.server.connections() <= most / 8 && !self.server.holds_buffers();
-            if most >= 16 && is_quiet && now.instant >= trim_from {
-                self.server.store.trim();
+            if most >= 16 && is_quiet && now.instant >= trim_from && self.server.store.trim(now) {
                 trim_heap();
                 (most, trim_from) = (0, now.instant + Duration::from_secs(30));
             }
