@@ -69,6 +69,8 @@ pub struct Config {
     pub mailboxes: Option<PathBuf>,
     pub create_mailboxes: bool,
     pub recipients: Option<PathBuf>,
+    /// What follows this character in a local part is a tag, where nobody has that whole name; `None` for no tags. `@`, `%`
+    /// and `!` make none, as mail for a local part with one is refused.
     pub subaddress_delimiter: Option<char>,
     pub allow_from: Vec<IpNet>,
     pub sync: SyncMode,
@@ -78,7 +80,8 @@ pub struct Config {
     pub group_readable: bool,
     pub keep: Keep,
     pub min_free: MinFree,
-    /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
+    /// How long messages that are coming in may go on after the first signal or stop; a second one ends that at once. Less
+    /// than the 10 s that container engines wait before they kill.
     pub grace: Duration,
     /// How long a peer may be silent; RFC 5321 4.5.3.2.7 asks for at least 5 minutes.
     pub timeout: Duration,
@@ -91,6 +94,8 @@ pub struct Config {
     pub metrics: Option<Place>,
     /// Whether SIGTERM and SIGINT end the loop, and a service manager's sockets are used: for programs that do nothing else.
     pub signals: bool,
+    /// What sessions keep to. `transactions_max`, for which there is no option, has EHLO announce MAILMAX (RFC 9422) and
+    /// refuses what MAIL begins beyond that number in one connection.
     pub protocol: Settings,
 }
 

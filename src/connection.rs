@@ -26,15 +26,15 @@ pub struct Connection<T> {
     pub(crate) replies: Vec<u8>,
     pub(crate) unread: Vec<u8>,
     /// How many of the unread octets were used since.
-    pub(crate) used: usize,
+    pub(crate) used: u32,
     pub(crate) content: Vec<u8>,
     /// The key in the store of the message that is coming in, once it has one.
-    pub(crate) delivery: Option<usize>,
+    pub(crate) delivery: Option<u32>,
     /// Since when the peer keeps us waiting: its last command, and later for each octet of what it has begun since.
     pub(crate) since: Instant,
     /// It is on a list of those that have work in a next turn.
     pub(crate) scheduled: bool,
-    pub(crate) stored: u64,
+    pub(crate) stored: u32,
 }
 
 impl<T: Read + Write> Connection<T> {
@@ -57,12 +57,13 @@ impl<T: Read + Write> Connection<T> {
 
     /// The key in the store of the message that is coming in, which it gets now if it has none.
     pub(crate) fn begin<F: FileSystem>(&mut self, store: &mut Store<F>, key: usize, now: Now) -> usize {
-        *self.delivery.get_or_insert_with(|| {
+        let begun = self.delivery.get_or_insert_with(|| {
             let transaction = self.session.transaction();
             let id = transaction.map(|transaction| transaction.id).unwrap_or_default();
             let destinations = transaction.into_iter().flat_map(Transaction::destinations);
-            store.begin(id, key, destinations, self.session.lmtp, now)
-        })
+            store.begin(id, key, destinations, self.session.lmtp, now) as u32
+        });
+        *begun as usize
     }
 
     /// Has what waits of the message written to its file.
@@ -76,7 +77,7 @@ impl<T: Read + Write> Connection<T> {
     pub(crate) fn discard<F: FileSystem>(&mut self, store: &mut Store<F>) {
         self.content.clear();
         if let Some(delivery) = self.delivery.take() {
-            store.discard(delivery);
+            store.discard(delivery as usize);
         }
     }
 
@@ -120,10 +121,17 @@ pub struct Buffers {
 
 impl Buffers {
     /// Gives `buffer` room for so many octets, if it has none.
+    #[inline]
     pub fn lend(&mut self, buffer: &mut Vec<u8>, octets: usize) {
-        if buffer.capacity() == 0 && octets <= SMALL_OCTETS {
+        if buffer.capacity() == 0 {
+            self.find(buffer, octets);
+        }
+    }
+
+    fn find(&mut self, buffer: &mut Vec<u8>, octets: usize) {
+        if octets <= SMALL_OCTETS {
             *buffer = self.small.pop().unwrap_or_else(|| Vec::with_capacity(SMALL_OCTETS));
-        } else if buffer.capacity() == 0 {
+        } else {
             self.blocks_lent += 1;
             *buffer = self.blocks.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_OCTETS));
             self.blocks_unused = self.blocks_unused.min(self.blocks.len());
@@ -145,7 +153,14 @@ impl Buffers {
     }
 
     /// Takes the memory of `buffer` back, if it has some; what grew is not kept.
+    #[inline]
     pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() > 0 {
+            self.keep(buffer);
+        }
+    }
+
+    fn keep(&mut self, buffer: &mut Vec<u8>) {
         let mut buffer = std::mem::take(buffer);
         buffer.clear();
         if buffer.capacity() > SMALL_OCTETS {

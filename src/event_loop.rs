@@ -197,6 +197,8 @@ impl EventLoop {
 
     /// Serves until it is told to stop. An error is that of the poll, which leaves nothing to wait for.
     pub fn run(mut self) -> io::Result<()> {
+        // What the start needed.
+        trim_heap();
         let config = &self.server.config;
         if config.protocol.accept_any_login {
             warn!("--auth accept-any: every login is taken, which proves nothing about who sends");
@@ -250,8 +252,7 @@ impl EventLoop {
             // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
             most = most.max(self.server.connections());
             let is_quiet = self.server.connections() <= most / 8 && !self.server.holds_buffers();
-            if most >= 16 && is_quiet && now.instant >= trim_from {
-                self.server.store.trim();
+            if most >= 16 && is_quiet && now.instant >= trim_from && self.server.store.trim(now) {
                 trim_heap();
                 (most, trim_from) = (0, now.instant + Duration::from_secs(30));
             }

@@ -245,6 +245,11 @@ impl<F: FileSystem> Journal<F> {
         }
     }
 
+    /// Whether no message has finished for a moment.
+    pub(crate) fn is_quiet(&self, now: Now) -> bool {
+        self.finished.is_none_or(|finished| now.instant >= finished + QUIET / 2)
+    }
+
     /// Gives up memory that was kept for a next large group.
     pub(crate) fn trim(&mut self) {
         self.group.shrink_to(BLOCK as usize);
@@ -406,11 +411,9 @@ impl<F: FileSystem> Store<F> {
         // Who is answered may go on at once: with the plain way senders wait while too many files are open.
         let is_full = self.is_full();
         let journal = &mut self.journal;
-        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| journal.octets > 0 && it.owner < ANSWERED) else {
-            return false;
-        };
+        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| it.owner < ANSWERED) else { return false };
         let last = journal.finished.replace(now.instant);
-        if last.is_none_or(|last| now.instant >= last + QUIET) {
+        if journal.octets == 0 || last.is_none_or(|last| now.instant >= last + QUIET) {
             return false;
         }
         let live = journal.halves.iter().map(|half| half.live).sum::<usize>() + journal.staged.len();

@@ -43,7 +43,7 @@ pub(crate) fn become_user(user: &str) -> Result<(), String> {
 /// connections; signals to others. The error says what it lacks: before Linux 5.19, moves to another directory.
 pub(crate) fn restrict(written: &[PathBuf], read: &[PathBuf], emptied: &[PathBuf]) -> Result<(), RulesetError> {
     let write = AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir;
-    let write = write | AccessFs::ReadFile | AccessFs::RemoveFile | AccessFs::Refer;
+    let write = write | AccessFs::ReadFile | AccessFs::RemoveFile | AccessFs::Refer | AccessFs::Truncate;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::Refer)?

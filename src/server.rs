@@ -286,7 +286,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             }
             let mut filled = 0;
             if hungry {
-                let kept = connection.unread.len() - connection.used;
+                let kept = connection.unread.len() - connection.used as usize;
                 let limit = if self.buffers.blocks_lent < BLOCKS_MAX { BLOCK_OCTETS } else { SMALL_OCTETS };
                 match connection.fill(self.input.get_mut(kept..limit).unwrap_or_default()) {
                     None if connection.replies.is_empty() => return self.close(key, "lost"),
@@ -297,7 +297,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 }
                 // A line or a text that goes on has the time that it had, and some more.
                 connection.since = (connection.since + OCTET_TIME * (filled - kept) as u32).min(now.instant);
-                self.input[..kept].copy_from_slice(&connection.unread[connection.used..]);
+                self.input[..kept].copy_from_slice(&connection.unread[connection.used as usize..]);
                 self.buffers.take_back(&mut connection.unread);
                 connection.used = 0;
             }
@@ -316,7 +316,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         if connection.content.len() + filled.max(connection.unread.len()) > BLOCK_OCTETS {
             connection.write(&mut self.store, key, now);
         }
-        let input = if filled > 0 { &self.input[..filled] } else { &connection.unread[connection.used..] };
+        let input = if filled > 0 { &self.input[..filled] } else { &connection.unread[connection.used as usize..] };
         let mut turn = Turn {
             settings: &self.config.protocol,
             errors_max,
@@ -336,7 +336,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             log_messages(&mut self.spare);
         }
         connection.action = action;
-        if connection.session.ended > ended {
+        if connection.session.ended != ended {
             connection.since = now.instant;
         }
         match action {
@@ -353,7 +353,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             self.buffers.take_back(&mut connection.unread);
             connection.used = 0;
         } else if filled == 0 {
-            connection.used += used;
+            connection.used += used as u32;
         } else {
             // There is a block where much is unread: that was asked for before it was read.
             self.buffers.lend(&mut connection.unread, left);
@@ -380,7 +380,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         self.buffers.lend(&mut connection.replies, SMALL_OCTETS);
         connection.session.delivered(outcome, &mut self.spare, &mut connection.replies);
         if !matches!(outcome, Outcome::Missing(..)) {
-            connection.stored += u64::from(outcome == Outcome::Stored);
+            connection.stored += u32::from(outcome == Outcome::Stored);
             connection.since = now.instant;
             // There is no need for another turn where the peer has said nothing more.
             let done = connection.unread.is_empty() && !connection.session.in_message() && !self.draining;

@@ -933,6 +933,56 @@ fn a_journal_that_fails_keeps_nobody_from_a_mailbox() {
     }
 }
 
+/// A directory flush that fails while the journal is made may lose its name, and no later flush tells.
+#[test]
+fn a_journal_whose_name_may_be_lost_takes_nothing() {
+    let mut journaled = 0;
+    for count in 1..=9 {
+        let (case, disk) = (one_maildir(), one_maildir().disk());
+        let config = Config { journal_octets: 50 * BLOCK, ..case.config() };
+        let mut world = World::start(config.clone(), &disk, MinFree::Usual, 0, 7).unwrap();
+        disk.fail_next(Kind::EndDirectoryFlush, count, Errno::IO);
+        let mut answered = Vec::new();
+        for number in 0..60 {
+            let name = format!("{number:02}");
+            answered.extend(send(&mut world, &name).starts_with("250").then_some(name));
+            world.pass(Duration::from_millis(300));
+            let left = disk.restarted(&mut Choices::default(), Ends::AtOnce);
+            World::start(config.clone(), &left, MinFree::Usual, 0, 8).unwrap();
+            let there = subjects(&left);
+            assert!(answered.iter().all(|it| there.contains(it)), "{count}: {answered:?} of which are {there:?}");
+        }
+        assert!(answered.len() > 40, "{count}: {answered:?}");
+        journaled += disk.groups().len();
+    }
+    assert!(journaled > 100, "{journaled}");
+}
+
+/// Who is answered may send the next message at once, so the journal takes none while too many files are open.
+#[test]
+fn the_journal_keeps_no_more_files_open_than_there_may_be() {
+    let (case, disk) = (one_maildir(), one_maildir().disk());
+    let config = Config { journal_octets: 300 * BLOCK, ..case.config() };
+    let mut world = World::start(config, &disk, MinFree::Usual, 0, 7).unwrap();
+    world.server.store.files_max = 4;
+    while disk.groups().is_empty() {
+        assert!(send(&mut world, "before").starts_with("250"));
+    }
+    world.publish();
+    let (before, groups) = (disk.open_descriptors(), disk.groups().len());
+    let (client, _) = world.visit("127.0.0.1");
+    for _ in 0..30 {
+        // All at once, as PIPELINING allows without the text, and many send with it.
+        world.say(client, "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\nSubject: x\r\n\r\n.\r\n");
+        assert!(disk.open_descriptors() <= before + 5, "{} and {before} descriptors", disk.open_descriptors());
+        // What is published has to wait.
+        disk.end_journal_flush();
+        world.server.flushes_ended = true;
+        world.say(client, "");
+    }
+    assert!(disk.groups().len() > groups + 2, "{:?}", disk.groups());
+}
+
 /// A journal that another process has is left alone; of those whose processes are gone one start takes all.
 #[test]
 fn each_process_has_a_journal_of_its_own() {

@@ -171,7 +171,7 @@ fn lines_come_in_the_form_of_the_rfc() {
 fn warnings_and_what_ends_the_program_have_their_priority() {
     let Some(machine) = Machine::new() else { return };
     let daemon = machine.daemon();
-    let mut command = machine.mailchute(&["--sync", "never", "--grace", "0"]);
+    let mut command = machine.mailchute(&["--sync", "never"]);
     command.env("MAILCHUTE_SYSLOG", "yes");
     let mut server = Server::spawn(command);
     let warning = daemon.find(&server, "--sync never: ");
@@ -229,11 +229,14 @@ fn a_daemon_that_reads_nothing_is_not_waited_for() {
         sent.push(client.deliver("Subject: x\r\n\r\n"));
     }
     assert!(sent.len() < 2000, "its queue is never full");
-    tell(&format!("the queue holds {} lines", sent.len() - 1));
     let last = sent.last().unwrap();
     server.wait_for_line(&format!("INFO  session=1 stored id={last} "));
+    let log = server.log();
+    let taken = sent.iter().position(|id| log.contains(&format!("INFO  session=1 stored id={id} "))).unwrap();
+    tell(&format!("the queue holds {taken} lines"));
+    assert!(sent[taken..].iter().all(|id| log.contains(id)), "{log}");
     // What was taken is there, and who reads again has what comes then.
-    for id in &sent[..sent.len() - 1] {
+    for id in &sent[..taken] {
         let line = daemon.receive();
         assert!(text(&line, &server).starts_with(&format!("session=1 stored id={id} ")), "{line}");
     }

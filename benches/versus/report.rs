@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::time::Duration;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use mailchute::smtp::data::{DataDecoder, Framing, LineEnd};
 
 use crate::common::{median, range};
 use crate::scenario::{
@@ -205,6 +208,9 @@ impl Results {
         let grown = [10, 100, 1000, 10_000].map(|connections| ours(kept(connections), RATE));
         let (least, most) = range(&grown);
         add("worst of 10 to 10,000 connections to the best", kept(10), least / most, Better::More, 0.8);
+        let grown = [10, 100, 1000, 10_000].map(|connections| tmpfs(kept(connections), Server::Floor, RATE));
+        let (least, most) = range(&grown);
+        add("the same of the floor, for comparison", kept(10), least / most, Better::More, 0.8);
         for connections in [1, 10, 100] {
             let kind = kept(connections);
             let peer = self.best(Disk::Journal, kind, RATE, Better::More, Server::is_peer);
@@ -219,16 +225,42 @@ impl Results {
             let measured = self.median(Disk::Journal, kind, Server::Mailchute, P99) / peer;
             targets.push((format!("{title}: p99 to the best peer's"), measured, Better::Less, 1.0));
         }
+        let title = "the DATA decoder, lines of 76 octets, stored with LF: GB/s";
+        targets.push((title.to_owned(), decoded_a_second() / 1e9, Better::More, 10.0));
+        let kept = include_str!("../instructions.txt").lines().find_map(|line| line.strip_prefix("message "));
+        let title = "instructions of the server for a message, as `cargo bench --bench instructions` kept them";
+        targets.push((title.to_owned(), kept.and_then(|it| it.parse().ok()).unwrap_or(f64::NAN), Better::Less, 8000.0));
+        let octets = std::fs::metadata(env!("CARGO_BIN_EXE_mailchute")).map_or(f64::NAN, |it| it.len() as f64);
+        targets.push(("the release program: KiB".to_owned(), octets / 1024.0, Better::Less, 600.0));
         text.push_str("| | measured | wanted | |\n| --- | ---: | ---: | --- |\n");
         for (what, measured, better, limit) in targets {
             if measured.is_finite() {
                 let reached = if better == Better::More { measured >= limit } else { measured <= limit };
                 let (sign, verdict) = (if better == Better::More { "≥" } else { "≤" }, ["**missed**", "reached"]);
                 let verdict = verdict[usize::from(reached)];
-                let _ = writeln!(text, "| {what} | {measured:.2} | {sign} {limit} | {verdict} |");
+                let decimals = if measured < 100.0 { 2 } else { 0 };
+                let _ = writeln!(text, "| {what} | {measured:.decimals$} | {sign} {limit} | {verdict} |");
             }
         }
     }
+}
+
+/// Octets a second of the decoder, the best of some tries; `cargo bench --bench data` has it in more ways.
+fn decoded_a_second() -> f64 {
+    let line = [&[b'a'; 76][..], b"\r\n"].concat();
+    let text = [line.repeat(64 * 1024 / line.len()), b".\r\n".to_vec()].concat();
+    let mut content = Vec::with_capacity(text.len());
+    let mut seconds = || {
+        let (start, times) = (Instant::now(), 1000);
+        for _ in 0..times {
+            content.clear();
+            let mut decoder = DataDecoder::new(Framing::Dot, LineEnd::Lf, false);
+            let (.., ended) = decoder.decode(black_box(&text), &mut |run: &[u8]| content.extend_from_slice(run));
+            assert!(ended && content.len() > text.len() / 78 * 76);
+        }
+        start.elapsed().as_secs_f64() / f64::from(times)
+    };
+    text.len() as f64 / (0..20).map(|_| seconds()).fold(f64::INFINITY, f64::min)
 }
 
 fn figure(figures: &[f64], column: &Column) -> String {

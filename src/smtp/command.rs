@@ -214,13 +214,13 @@ fn words(text: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
 
 /// Talk that isn't SMTP, since somebody took this port for another: how `line` is answered, which may be incomplete as TLS
 /// has no lines, and a word for the log. Commands never are foreign.
-pub fn foreign(line: &[u8]) -> Option<(Reply, &'static str)> {
+pub fn foreign(line: &[u8]) -> Option<(Reply, &'static &'static str)> {
     const REQUESTS: [&[u8]; 6] = [b"GET ", b"POST ", b"CONNECT ", b"PUT ", b"HEAD ", b"OPTIONS "];
     match line {
         // The record type "handshake" of RFC 8446 5.1.
-        [0x16, ..] => Some((Reply::NOT_TLS, "tls-on-plain")),
+        [0x16, ..] => Some((Reply::NOT_TLS, &"tls-on-plain")),
         // Of a proxy header in version 2; two empty lines come before.
-        [0] | [b'P', b'R', b'O', b'X', b'Y', b' ', ..] => Some((Reply::NO_PROXY_HEADER, "proxy-header")),
-        _ => REQUESTS.iter().any(|request| line.starts_with(request)).then_some((Reply::NOT_HTTP, "http")),
+        [0] | [b'P', b'R', b'O', b'X', b'Y', b' ', ..] => Some((Reply::NO_PROXY_HEADER, &"proxy-header")),
+        _ => REQUESTS.iter().any(|request| line.starts_with(request)).then_some((Reply::NOT_HTTP, &"http")),
     }
 }

@@ -32,7 +32,7 @@ const COPY_OCTETS: usize = 128;
 /// Octets of memory that all transactions may hold.
 pub const ENVELOPES_OCTETS_MAX: usize = 4 << 20;
 /// The hint where only `--strict` refused what the peer said.
-pub const TOO_STRICT: &str = "too-strict";
+pub const TOO_STRICT: &&str = &"too-strict";
 /// Recipients that fit however long they are, while there is memory (RFC 5321 4.5.3.1.8).
 const RECIPIENTS_LEAST: usize = 100;
 
@@ -239,7 +239,7 @@ enum Phase {
     Chunk { left: u64, last: bool, announced: u64 },
     Login { user_name: bool },
     Delivering,
-    Answering { left: usize, failure: Option<Reply> },
+    Answering { left: u32, failure: Option<Reply> },
     Closed,
 }
 
@@ -250,8 +250,8 @@ pub struct Session {
     pub id: u64,
     pub lmtp: bool,
     pub peer: Peer,
-    /// Lines that are no text, texts and chunks that came to their end.
-    pub ended: u64,
+    /// Lines that are no text, texts and chunks that came to their end, modulo 2^32.
+    pub ended: u32,
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
@@ -264,8 +264,8 @@ pub struct Session {
     logged_in: bool,
     /// Reads the text of messages, and looks at commands, too: a peer that never sent a CR may end lines with LF.
     decoder: DataDecoder,
-    /// Says why the session goes wrong, unless the end of its text does.
-    pub hint: Option<&'static str>,
+    /// Says why the session goes wrong, unless the end of its text does. One pointer, as each idle connection has it.
+    pub hint: Option<&'static &'static str>,
     /// A message was refused before its text came: if what follows is no command, it is that text.
     text_may_follow: bool,
     /// The next action is [`Action::Discard`].
@@ -322,7 +322,7 @@ impl Session {
 
     /// One word that tells an administrator why the session went wrong; the README says what to do about each.
     pub fn hint(&self) -> Option<&'static str> {
-        if self.decoder.lf_dot { Some("lf-dot") } else { self.hint }
+        if self.decoder.lf_dot { Some("lf-dot") } else { self.hint.copied() }
     }
 
     /// Takes octets from the peer: returns how many it used and what is to be done. Called again with the rest until that
@@ -366,7 +366,7 @@ impl Session {
         };
         spare.counters[OCTETS] += if failure.is_none() { transaction.octets } else { 0 };
         (self.errors, self.hint) = if failure.is_none() { (0, None) } else { (self.errors, self.hint) };
-        self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients } else { 1 }, failure };
+        self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients as u32 } else { 1 }, failure };
         self.answer(spare, replies);
     }
 
@@ -374,7 +374,7 @@ impl Session {
     fn answer(&mut self, spare: &mut Spare, replies: &mut Vec<u8>) {
         while let (Phase::Answering { left, failure }, true) = (self.phase, replies.len() <= REPLIES_FULL) {
             let Some(Transaction { id, recipients, shares, missing, .. }) = self.transaction() else { return };
-            let is_mine = |destination| shares.contains(&((recipients - left) as u32, destination));
+            let is_mine = |destination| shares.contains(&(*recipients as u32 - left, destination));
             let reply = failure.or(missing.iter().find(|(destination, _)| is_mine(*destination)).map(|(_, it)| *it));
             spare.counters[MESSAGES + reply.map_or(b'2', |it| it.0.as_bytes()[0]) as usize % 4] += 1;
             match reply {
@@ -398,7 +398,7 @@ impl Session {
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let syntax = Syntax { strict: turn.settings.strict };
         self.decoder.note_line_end(line);
-        self.ended += u64::from(line_feed.is_some());
+        self.ended = self.ended.wrapping_add(line_feed.is_some().into());
         let after_long = matches!(self.phase, Phase::LongLine);
         let long = line.len() > COMMAND_LINE_OCTETS_MAX;
         if after_long || long {
@@ -717,7 +717,7 @@ impl Session {
 
     /// The end of a message: refuses it, or gives it away.
     fn end_message(&mut self, turn: &mut Turn<'_>) {
-        self.ended += 1;
+        self.ended = self.ended.wrapping_add(1);
         if self.check_message(turn.settings).is_none() {
             // The last octet of the last chunk may have been a CR.
             self.decoder.finish(&mut |run| turn.content.extend_from_slice(run));
@@ -731,7 +731,7 @@ impl Session {
     /// Answers a BDAT whose octets have come, also where they were dropped.
     fn end_chunk(&mut self, last: bool, announced: u64, turn: &mut Turn<'_>) {
         self.phase = Phase::Command;
-        self.ended += 1;
+        self.ended = self.ended.wrapping_add(1);
         match self.transaction.as_deref_mut() {
             None => Reply::BAD_SEQUENCE.write(turn.replies),
             // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).
@@ -746,7 +746,7 @@ impl Session {
 
     /// AUTH, and if it is offered any name and password will do (RFC 4954; the challenges of LOGIN are what devices compare with).
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
-        self.hint = (!settings.accept_any_login).then_some("auth-required-by-client").or(self.hint);
+        self.hint = (!settings.accept_any_login).then_some(&"auth-required-by-client").or(self.hint);
         refuse_if(!settings.accept_any_login, Reply::NOT_IMPLEMENTED)?;
         let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
         refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;

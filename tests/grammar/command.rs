@@ -301,7 +301,7 @@ fn foreign_talk() {
         (b"", None),
         (b"MAIL FROM:<a@b>", None),
     ] {
-        assert_eq!(foreign(line).map(|(_, hint)| hint), talk, "{}", line.escape_ascii());
+        assert_eq!(foreign(line).map(|(_, hint)| *hint), talk, "{}", line.escape_ascii());
     }
 }
 

@@ -309,6 +309,15 @@ impl ModelDisk {
         machine.end(flush);
     }
 
+    /// Ends the flush of a journal alone, if there is one.
+    pub fn end_journal_flush(&self) {
+        let mut machine = self.0.borrow_mut();
+        if let Some(index) = machine.under_way.iter().position(|flush| machine.inodes[flush.inode].is_journal) {
+            let flush = machine.under_way.remove(index);
+            machine.end(flush);
+        }
+    }
+
     pub fn set_clock(&self, clock: SystemTime) {
         self.0.borrow_mut().clock = clock;
     }
