@@ -121,17 +121,10 @@ pub struct Buffers {
 
 impl Buffers {
     /// Gives `buffer` room for so many octets, if it has none.
-    #[inline]
     pub fn lend(&mut self, buffer: &mut Vec<u8>, octets: usize) {
-        if buffer.capacity() == 0 {
-            self.find(buffer, octets);
-        }
-    }
-
-    fn find(&mut self, buffer: &mut Vec<u8>, octets: usize) {
-        if octets <= SMALL_OCTETS {
+        if buffer.capacity() == 0 && octets <= SMALL_OCTETS {
             *buffer = self.small.pop().unwrap_or_else(|| Vec::with_capacity(SMALL_OCTETS));
-        } else {
+        } else if buffer.capacity() == 0 {
             self.blocks_lent += 1;
             *buffer = self.blocks.pop().unwrap_or_else(|| Vec::with_capacity(BLOCK_OCTETS));
             self.blocks_unused = self.blocks_unused.min(self.blocks.len());
@@ -153,14 +146,10 @@ impl Buffers {
     }
 
     /// Takes the memory of `buffer` back, if it has some; what grew is not kept.
-    #[inline]
     pub fn take_back(&mut self, buffer: &mut Vec<u8>) {
-        if buffer.capacity() > 0 {
-            self.keep(buffer);
+        if buffer.capacity() == 0 {
+            return;
         }
-    }
-
-    fn keep(&mut self, buffer: &mut Vec<u8>) {
         let mut buffer = std::mem::take(buffer);
         buffer.clear();
         if buffer.capacity() > SMALL_OCTETS {

@@ -302,15 +302,11 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// Gives up memory that was kept for a next crowd of messages, unless some have finished just now. Whether it did.
-    pub(crate) fn trim(&mut self, now: Now) -> bool {
-        let is_quiet = self.journal.is_quiet(now);
-        if is_quiet {
-            self.spare = Vec::new();
-            self.deliveries.shrink_to_fit();
-            self.journal.trim();
-        }
-        is_quiet
+    /// Gives up memory that was kept for a next crowd of messages.
+    pub(crate) fn trim(&mut self) {
+        self.spare = Vec::new();
+        self.deliveries.shrink_to_fit();
+        self.journal.trim();
     }
 
     /// Removes what nobody was told of, as the process is about to end.

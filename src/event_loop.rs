@@ -44,7 +44,7 @@ const BACKLOG: i32 = 1024;
 /// What the kernel holds of replies for a peer that does not read them; newcomers have it from their listener.
 const SEND_BUFFER_OCTETS: usize = 16 << 10;
 /// Descriptors for all but connections and files of messages.
-const DESCRIPTORS_RESERVED: usize = 32;
+const DESCRIPTORS_RESERVED: usize = 40;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const NO_SANDBOX: &str = "no sandbox: this kernel has no Landlock, or that of before Linux 5.19";
@@ -54,15 +54,14 @@ struct Listener {
     socket: OwnedFd,
     /// Where it really listens: never at port 0, nor with a path that is not ours to remove.
     place: Place,
-    dialect: Dialect,
+    /// `None` for metrics.
+    dialect: Option<Dialect>,
     /// Connections may wait to be taken; an event that was seen and not followed up never comes again.
     ready: bool,
-    /// Those who ask for metrics, the newest first.
-    scrapes: Vec<Scrape>,
 }
 
 impl Listener {
-    fn bind(place: &Place, dialect: Dialect) -> Result<Self, Errno> {
+    fn bind(place: &Place, dialect: Option<Dialect>) -> Result<Self, Errno> {
         let address = place.address()?;
         let socket = rustix::net::socket_with(address.address_family(), SocketType::STREAM, FLAGS, None)?;
         if let Place::Unix(path) = place {
@@ -86,8 +85,7 @@ impl Listener {
         }
         rustix::net::listen(&socket, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
-        let (place, ready, scrapes) = (bound.map_or_else(|_| place.clone(), Place::Tcp), false, Vec::new());
-        Ok(Self { socket, place, dialect, ready, scrapes })
+        Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
     }
 
     /// Takes a socket over from a service manager.
@@ -97,7 +95,7 @@ impl Listener {
         sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_OCTETS)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?).map(Place::Tcp);
         let place = bound.unwrap_or_else(|_| Place::Unix(PathBuf::new()));
-        if listens { Ok(Self { socket, place, dialect, ready: false, scrapes: Vec::new() }) } else { Err(Errno::INVAL) }
+        if listens { Ok(Self { socket, place, dialect: Some(dialect), ready: false }) } else { Err(Errno::INVAL) }
     }
 
     /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
@@ -125,6 +123,8 @@ impl Drop for Listener {
 pub struct EventLoop {
     poll: Poll,
     listeners: Vec<Listener>,
+    /// Those who ask for metrics, the newest first.
+    scrapes: Vec<Scrape>,
     /// When newcomers are taken again, since no descriptor was left for one.
     accept_from: Option<Instant>,
     /// A descriptor that is closed for a moment when none is left, so that a newcomer can be told so.
@@ -135,7 +135,7 @@ pub struct EventLoop {
     stops: OwnedFd,
     signals: SignalFd,
     /// Below which directories files may be made.
-    writable: Vec<PathBuf>,
+    roots: Vec<PathBuf>,
     manager: Option<OwnedFd>,
     /// When the end that was asked for comes even if messages are still coming in.
     end: Option<Instant>,
@@ -164,7 +164,7 @@ impl EventLoop {
         let mut disk = Disk::new(config.sync);
         disk.group_readable = config.group_readable;
         let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
-        let writable = enter_sandbox(&config, &recipients)?;
+        let roots = enter_sandbox(&config, &recipients)?;
         store.recover(Now::read()).map_err(|(path, error)| io::Error::other(format!("{}: {error}", path.display())))?;
         store.prove().map_err(|error| unusable(&config.maildir, error))?;
         store.files_max = files_max;
@@ -180,8 +180,8 @@ impl EventLoop {
         let server = Server::new(config, recipients, store, MessageIds::new(random, std::process::id()));
         let stopper = Arc::new(stopper);
         let spare = rustix::io::dup(&stops).ok();
-        let (accept_from, end) = (None, None);
-        Ok(Self { poll, listeners, accept_from, spare, server, stopper, stops, signals, writable, manager, end })
+        let (accept_from, end, scrapes) = (None, None, Vec::new());
+        Ok(Self { poll, listeners, scrapes, accept_from, spare, server, stopper, stops, signals, roots, manager, end })
     }
 
     /// Where it listens: addresses with their real ports, and `unix:` paths.
@@ -207,7 +207,7 @@ impl EventLoop {
             warn!("--sync never: a 250 does not wait for the disk; a power cut may lose what was accepted");
         }
         for listener in &self.listeners {
-            let protocol = ["", " (LMTP)", " (metrics)"][listener.dialect as usize];
+            let protocol = ["", " (LMTP)", " (metrics)"][listener.dialect.map_or(2, |it| it as usize)];
             info!("listening on {}{protocol}", listener.place);
         }
         let (memory, connections) = (config.memory_max().div_ceil(1 << 20), config.connections_max);
@@ -235,7 +235,7 @@ impl EventLoop {
                     FLUSHES => self.server.flushes_ended = true,
                     SCRAPES => {
                         let figures = self.server.figures(now);
-                        self.listeners.iter_mut().for_each(|it| it.scrapes.retain_mut(|it| it.goes_on(&figures)));
+                        self.scrapes.retain_mut(|it| it.goes_on(&figures));
                     }
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
@@ -251,8 +251,9 @@ impl EventLoop {
             self.server.turn(now);
             // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
             most = most.max(self.server.connections());
-            let is_quiet = self.server.connections() <= most / 8 && !self.server.holds_buffers();
-            if most >= 16 && is_quiet && now.instant >= trim_from && self.server.store.trim(now) {
+            let is_quiet = self.server.connections() <= most / 8 && !self.server.is_busy(now);
+            if most >= 16 && is_quiet && now.instant >= trim_from {
+                self.server.store.trim();
                 trim_heap();
                 (most, trim_from) = (0, now.instant + Duration::from_secs(30));
             }
@@ -272,7 +273,7 @@ impl EventLoop {
         let grace = if self.end.is_none() { self.server.config.grace } else { Duration::ZERO };
         let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"STOPPING=1", SendFlags::NOSIGNAL));
         info!("stopping; messages that are coming in may take {} s more", grace.as_secs());
-        self.listeners.clear();
+        (self.listeners, self.scrapes) = Default::default();
         self.server.drain();
         self.end = Some(now.instant + grace);
     }
@@ -289,7 +290,7 @@ impl EventLoop {
 
     fn reload(&mut self) {
         let read = Recipients::load(&self.server.config).and_then(|recipients| {
-            let inside = |path: PathBuf| self.writable.iter().any(|directory| path.starts_with(directory));
+            let inside = |path: PathBuf| self.roots.iter().any(|directory| path.starts_with(directory));
             let outside = recipients.maildirs().find(|path| !absolute(path).is_ok_and(inside)).map(str::to_owned);
             outside.map_or(Ok(recipients), |path| Err(format!("{path} is outside of the sandbox: restart needed")))
         });
@@ -316,20 +317,19 @@ impl EventLoop {
         let rested = self.accept_from.is_none_or(|from| now.instant >= from);
         for listener in self.listeners.iter_mut().filter(|listener| rested && listener.ready) {
             for _ in 0..TURN_ACCEPTS_MAX {
-                let is_scrape = listener.dialect == Dialect::Http;
-                let token = if is_scrape { SCRAPES } else { Token(self.server.vacant_key()) };
-                match listener.accept(&self.poll, token) {
-                    Ok((stream, _)) if is_scrape => {
-                        listener.scrapes.truncate(SCRAPES_MAX - 1);
-                        listener.scrapes.insert(0, Scrape { stream, octets: Vec::new(), is_answered: false });
+                let token = listener.dialect.map_or(SCRAPES, |_| Token(self.server.vacant_key()));
+                match (listener.accept(&self.poll, token), listener.dialect) {
+                    (Ok((stream, peer)), Some(dialect)) => drop(self.server.accept(stream, peer, dialect, now)),
+                    (Ok((stream, _)), None) => {
+                        self.scrapes.truncate(SCRAPES_MAX - 1);
+                        self.scrapes.insert(0, Scrape { stream, octets: Vec::new(), is_answered: false });
                     }
-                    Ok((stream, peer)) => drop(self.server.accept(stream, peer, listener.dialect, now)),
-                    Err(Errno::AGAIN) => {
+                    (Err(Errno::AGAIN), _) => {
                         listener.ready = false;
                         break;
                     }
                     // Waiting helps, trying at once does not.
-                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)) => {
+                    (Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC)), _) => {
                         // Once, however long it lasts.
                         if self.accept_from.is_none_or(|from| now.instant > from + Duration::from_secs(1)) {
                             warn!("no room for a newcomer: {error}; those who are here go on");
@@ -345,7 +345,7 @@ impl EventLoop {
                         return;
                     }
                     // That one newcomer went away again.
-                    Err(_) => {}
+                    (Err(_), _) => {}
                 }
             }
         }
@@ -412,9 +412,9 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
 /// Listens where the settings say, or for SMTP in their place where a service manager does already.
 fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Vec<Listener>> {
     let usual = [Place::Tcp((Ipv4Addr::LOCALHOST, 2525).into()), Place::Tcp((Ipv6Addr::LOCALHOST, 2525).into())];
-    let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Dialect::Smtp));
-    let lmtp = config.lmtp.iter().map(|place| (place, Dialect::Lmtp));
-    let metrics = config.metrics.iter().map(|place| (place, Dialect::Http));
+    let smtp = config.listen.as_deref().unwrap_or(&usual).iter().map(|place| (place, Some(Dialect::Smtp)));
+    let lmtp = config.lmtp.iter().map(|place| (place, Some(Dialect::Lmtp)));
+    let metrics = config.metrics.iter().map(|place| (place, None));
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let (mut names, mut listeners) = (names.split(':'), Vec::new());
     for socket in handed {
@@ -425,18 +425,20 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
     for (place, dialect) in smtp.take(if listeners.is_empty() { usize::MAX } else { 0 }).chain(lmtp).chain(metrics) {
         match Listener::bind(place, dialect) {
             Ok(listener) => listeners.push(listener),
-            Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if config.listen.is_none() && dialect == Dialect::Smtp => {
+            Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT)
+                if config.listen.is_none() && dialect == Some(Dialect::Smtp) =>
+            {
                 warn!("not listening on {place}: this system has no such address");
             }
             Err(error) => {
-                let option = ["--listen", "--lmtp", "--metrics"][dialect as usize];
+                let option = ["--listen", "--lmtp", "--metrics"][dialect.map_or(2, |it| it as usize)];
                 let advice = format!("choose another with {option} ADDR; ports below 1024 need CAP_NET_BIND_SERVICE");
                 return Err(io::Error::other(format!("can't listen on {place}: {error}; {advice}")));
             }
         }
     }
     let problem = "no address to listen on; name one with --listen ADDR";
-    if listeners.iter().all(|it| it.dialect == Dialect::Http) { Err(io::Error::other(problem)) } else { Ok(listeners) }
+    if listeners.iter().all(|it| it.dialect.is_none()) { Err(io::Error::other(problem)) } else { Ok(listeners) }
 }
 
 /// Why a directory can't be used, whose it is, who we are, and what mends it.

@@ -192,39 +192,34 @@ impl<F: FileSystem> Journal<F> {
         if wanted && octets == 0 {
             info!("no journal: the file system of {} does not suit one; --sync always", path.display());
         }
-        let (name, halves) = (Name::default(), Default::default());
-        let (group, staged, flushing, answered, publishing, failed, overdue) = Default::default();
-        let (file, failure, since, finished, retry, stage) = (None, None, None, None, None, Stage::Absent(None));
-        let (filling, number, flushes, in_flight, dirty, lacks_room) = (0, 1, 0, 0, false, false);
-        let (answered_below, unpublished, published_below) = (1, 0, 1);
         Ok(Self {
             root,
             path,
-            name,
-            file,
+            name: Name::default(),
+            file: None,
             octets,
-            stage,
-            halves,
-            filling,
-            number,
-            group,
-            staged,
-            flushing,
-            flushes,
-            in_flight,
-            failure,
-            dirty,
-            answered,
-            since,
-            answered_below,
-            publishing,
-            unpublished,
-            published_below,
-            failed,
-            retry,
-            lacks_room,
-            overdue,
-            finished,
+            stage: Stage::Absent(None),
+            halves: Default::default(),
+            filling: 0,
+            number: 1,
+            group: Vec::new(),
+            staged: Vec::new(),
+            flushing: Vec::new(),
+            flushes: 0,
+            in_flight: 0,
+            failure: None,
+            dirty: false,
+            answered: Vec::new(),
+            since: None,
+            answered_below: 1,
+            publishing: Vec::new(),
+            unpublished: 0,
+            published_below: 1,
+            failed: Vec::new(),
+            retry: None,
+            lacks_room: false,
+            overdue: Vec::new(),
+            finished: None,
         })
     }
 

@@ -4,7 +4,6 @@ mod health;
 mod options;
 
 use std::ffi::OsString;
-use std::fmt::Arguments;
 use std::io::{self, Write};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -12,9 +11,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use log::Level;
-use mailchute::EventLoop;
-use mailchute::delivery::Now;
-use mailchute::smtp::trace::MessageIds;
+use mailchute::{EventLoop, delivery::Now, smtp::trace::MessageIds};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Where the syslog daemon of this machine listens.
@@ -69,7 +66,7 @@ struct Lines(env_logger::Logger, Mutex<(Vec<u8>, MessageIds)>, Option<UnixDatagr
 
 impl Lines {
     /// Whether syslog has taken this text: a datagram in the form of RFC 3164, of facility `mail`.
-    fn to_syslog(&self, level: Level, text: Arguments<'_>) -> bool {
+    fn to_syslog(&self, level: Level, text: std::fmt::Arguments<'_>) -> bool {
         let (Some(socket), Ok(mut line)) = (&self.2, self.1.lock()) else { return false };
         let (line, dates) = &mut *line;
         let (priority, process) = ([19, 20, 22, 23, 23][level as usize - 1], std::process::id());

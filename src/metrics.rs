@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpStream};
 
 use itoa::Buffer;
 
+use crate::smtp::reply::Reply;
+
 /// Connections at a time: a newcomer takes the place of the oldest, so that none needs a timeout.
 pub(crate) const SCRAPES_MAX: usize = 4;
 /// Octets of a request that are read before it is answered, whole or not.
@@ -14,17 +16,42 @@ const TEXT: &str = include_str!("metrics.txt");
 /// Reads and writes for one connection in one turn: who sends more than a megabyte at once is no client.
 const STEPS_MAX: usize = 256;
 
-/// The figures in the order of that text. What is counted where it happens:
+/// The figures in the order of that text.
 pub type Figures = [u64; 13];
-/// newcomers that are refused as none more fits, none more of their address, or their network is not served,
-pub(crate) const NEWCOMERS: usize = 2;
-pub(crate) const TIMEOUTS: usize = 5;
-/// final replies to messages, by the first digit modulo 4: 4yz, 5yz, 250,
-pub(crate) const MESSAGES: usize = 6;
-/// octets of the messages that were stored, as RFC 1870 counts them,
-pub(crate) const OCTETS: usize = 9;
-/// and recipients that are refused.
-pub(crate) const RECIPIENTS: usize = 10;
+
+/// What is counted where it happens, since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Newcomers that were refused as no more connections may be open,
+    pub full: u64,
+    /// as none more of their address may,
+    pub per_address: u64,
+    /// or as their network is not served.
+    pub network: u64,
+    /// Connections whose peers kept us waiting for too long.
+    pub timeouts: u64,
+    /// Messages by their final reply, in LMTP one for each recipient: 4yz,
+    pub failed: u64,
+    /// 5yz,
+    pub refused: u64,
+    /// 250.
+    pub stored: u64,
+    /// Size of the stored messages, as RFC 1870 counts it.
+    pub octets: u64,
+    /// Recipients that were refused as what they are, or as their mailbox can't be had.
+    pub recipients_refused: u64,
+}
+
+impl Counters {
+    /// Counts a message by its final reply, which is 250 if it is not given.
+    pub(crate) fn count(&mut self, reply: Option<Reply>) {
+        *match reply {
+            None => &mut self.stored,
+            Some(reply) if reply.0.starts_with('4') => &mut self.failed,
+            Some(_) => &mut self.refused,
+        } += 1;
+    }
+}
 
 /// Somebody who asks.
 pub(crate) struct Scrape {

@@ -13,7 +13,7 @@ use crate::config::{TURN_MESSAGES_MAX, TURN_READS_MAX, TURN_REFUSALS_MAX};
 use crate::connection::{Buffers, Connection};
 use crate::delivery::{Now, Store};
 use crate::fs::FileSystem;
-use crate::metrics::{Figures, NEWCOMERS, TIMEOUTS};
+use crate::metrics::{Counters, Figures};
 use crate::recipients::Recipients;
 use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
@@ -119,11 +119,13 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 
     /// What metrics tell. As at MAIL, a disk that failed is tried again.
     pub(crate) fn figures(&mut self, now: Now) -> Figures {
+        let (all, open) = (self.sessions, self.connections.len() as u64);
         let waiting = self.store.journal.halves.iter().map(|half| half.live as u64).sum();
         let healthy = matches!(self.store.storage(now), Ok(1..)).into();
-        let [all, open, .., journal, health] = &mut self.spare.counters;
-        (*all, *open, *journal, *health) = (self.sessions, self.connections.len() as u64, waiting, healthy);
-        self.spare.counters
+        let Counters { full, per_address, network, timeouts, failed, refused, stored, octets, .. } =
+            self.spare.counters;
+        let unknown = self.spare.counters.recipients_refused;
+        [all, open, full, per_address, network, timeouts, failed, refused, stored, octets, unknown, waiting, healthy]
     }
 
     /// Takes a new connection; its greeting leaves in the next turn.
@@ -150,11 +152,13 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             [] => !self.recipients.serve_any_domain() || is_private(*address),
             networks => networks.iter().any(|network| network.contains(address)),
         };
+        let is_full = self.connections.len() >= self.config.connections_max;
         if matches!(&peer, Peer::Address(address) if !served(address)) {
-            self.spare.counters[NEWCOMERS + 2] += 1;
+            self.spare.counters.network += 1;
             connection.dismiss(Reply::NOT_SERVED, &mut self.buffers);
-        } else if self.connections.len() >= self.config.connections_max || of_client > self.config.per_address_max {
-            self.spare.counters[NEWCOMERS + usize::from(self.connections.len() < self.config.connections_max)] += 1;
+        } else if is_full || of_client > self.config.per_address_max {
+            self.spare.counters.full += u64::from(is_full);
+            self.spare.counters.per_address += u64::from(!is_full);
             connection.dismiss(Reply::TOO_MANY_CONNECTIONS, &mut self.buffers);
         } else if self.config.protocol.strict && connection.fill(&mut self.input).is_some_and(|count| count > 0) {
             connection.session.hint = Some(TOO_STRICT);
@@ -188,9 +192,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         !self.runnable.is_empty() || self.flushes_ended
     }
 
-    /// Whether it keeps more buffers than a quiet server needs; they go within seconds.
-    pub fn holds_buffers(&self) -> bool {
-        self.buffers.is_large()
+    /// Whether messages came just now, or it keeps more buffers than a quiet server needs, which go within seconds.
+    pub(crate) fn is_busy(&self, now: Now) -> bool {
+        self.buffers.is_large() || !self.store.journal.is_quiet(now)
     }
 
     /// Whether nothing is left: no connection, and no message on its way.
@@ -436,7 +440,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
             let _ = connection.flush(&mut self.buffers);
         }
-        self.spare.counters[TIMEOUTS] += 1;
+        self.spare.counters.timeouts += 1;
         self.close(key, "timeout");
     }
 

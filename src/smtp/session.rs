@@ -12,7 +12,7 @@ use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
 use super::reply::{Reply, append};
 use super::trace::{MessageId, MessageIds, Peer};
-use crate::metrics::{Figures, MESSAGES, OCTETS, RECIPIENTS};
+use crate::metrics::Counters;
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
@@ -41,8 +41,6 @@ const RECIPIENTS_LEAST: usize = 100;
 pub enum Dialect {
     Smtp,
     Lmtp,
-    /// That of metrics, which no session speaks.
-    Http,
 }
 
 /// What all sessions of a server have in common.
@@ -104,7 +102,7 @@ pub struct Spare {
     /// For the log, with LF behind each line: messages that came to nothing before the store heard of them.
     pub log: String,
     /// What all sessions count for metrics.
-    pub counters: Figures,
+    pub counters: Counters,
 }
 
 /// What the caller does after a call of [`Session::receive`].
@@ -364,7 +362,7 @@ impl Session {
             Outcome::Refused(reply) => Some(reply),
             Outcome::Missing(missing, reply) => return transaction.missing.push((missing as u32, reply)),
         };
-        spare.counters[OCTETS] += if failure.is_none() { transaction.octets } else { 0 };
+        spare.counters.octets += if failure.is_none() { transaction.octets } else { 0 };
         (self.errors, self.hint) = if failure.is_none() { (0, None) } else { (self.errors, self.hint) };
         self.phase = Phase::Answering { left: if self.lmtp { transaction.recipients as u32 } else { 1 }, failure };
         self.answer(spare, replies);
@@ -376,7 +374,7 @@ impl Session {
             let Some(Transaction { id, recipients, shares, missing, .. }) = self.transaction() else { return };
             let is_mine = |destination| shares.contains(&(*recipients as u32 - left, destination));
             let reply = failure.or(missing.iter().find(|(destination, _)| is_mine(*destination)).map(|(_, it)| *it));
-            spare.counters[MESSAGES + reply.map_or(b'2', |it| it.0.as_bytes()[0]) as usize % 4] += 1;
+            spare.counters.count(reply);
             match reply {
                 Some(reply) => reply.write(replies),
                 None => append(replies, &["250 2.0.0 ", id.as_str(), " Message accepted for delivery\r\n"]),
@@ -423,9 +421,10 @@ impl Session {
             if let Some(transaction) = self.transaction.as_deref_mut().filter(|it| counts && !it.begun) {
                 transaction.note_refusal("", reply.0);
             }
-            // A whole message at MAIL.
-            let whole = [Reply::MESSAGE_TOO_LARGE, Reply::STORAGE_FULL, Reply::STORAGE_FAILED].contains(&reply);
-            turn.spare.counters[MESSAGES + reply.0.as_bytes()[0] as usize % 4] += u64::from(whole);
+            if [Reply::MESSAGE_TOO_LARGE, Reply::STORAGE_FULL, Reply::STORAGE_FAILED].contains(&reply) {
+                // At MAIL that is the end of a whole message.
+                turn.spare.counters.count(Some(reply));
+            }
             self.errors += u32::from(counts && reply.0.starts_with('5'));
             if self.errors > turn.errors_max && !matches!(self.phase, Phase::Closed) {
                 reply = self.close(Reply::TOO_MANY_ERRORS);
@@ -603,7 +602,7 @@ impl Session {
             transaction.shares.truncate(shares);
             transaction.note_refusal(path, line);
             transaction.settle(&mut spare.envelope_octets);
-            spare.counters[RECIPIENTS] += 1;
+            spare.counters.recipients_refused += 1;
             append(replies, &[line, "\r\n"]);
             // Whoever writes this code means what it says (RFC 5321 4.2.3).
             if line.starts_with("421") {

@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     (
         "src/server.rs",
-        "                self.input[..kept].copy_from_slice(&connection.unread[connection.used..]);\n",
+        "                self.input[..kept].copy_from_slice(&connection.unread[connection.used as usize..]);\n",
         "",
         "the first part of a command that came in two is another's",
     ),
