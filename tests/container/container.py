@@ -479,7 +479,8 @@ def case_source(root, _):
     shutil.copytree(mounted, source)
     run("buildah", "rm", name)
     there = sorted(it.name for it in source.iterdir())
-    expect(there == ["Cargo.lock", "Cargo.toml", "README.md", "benches", "src"], str(there))
+    expect(there == ["Cargo.lock", "Cargo.toml", "README.md", "benches", "dist", "src"], str(there))
+    expect([it.name for it in (source / "dist").iterdir()] == ["build.rs"], "more of dist/ than is compiled")
     command = "cargo build --release --locked"
     expect(f"RUN {command}\n" in (SOURCE / "Dockerfile").read_text(), f"the Dockerfile does not say {command}")
     if shutil.which("cargo") is None:
