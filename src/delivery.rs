@@ -184,8 +184,9 @@ impl<F: FileSystem> Delivery<F> {
     ) {
         let Some(first) = self.copies.iter().find(|&copy| hit(copy)).map(|copy| copy.maildir) else { return };
         maildirs.complain_of(first, doing, error, now);
-        if first == MAIN_KEY && error.kind() == io::ErrorKind::NotFound && maildirs.alone {
-            // The directories themselves are gone.
+        let gone = error.kind() == io::ErrorKind::NotFound && maildirs.alone;
+        if first == MAIN_KEY && (gone || matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS))) {
+            // The directories themselves are gone, or the disk is as good as that.
             (maildirs.checked, maildirs.health) = (None, Health::Failed);
         }
         if let Some(maildir) = maildirs.open.get(first).filter(|_| self.copies.len() > 1 && !self.apart) {

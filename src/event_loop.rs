@@ -44,7 +44,7 @@ const BACKLOG: i32 = 1024;
 /// What the kernel holds of replies for a peer that does not read them; newcomers have it from their listener.
 const SEND_BUFFER_OCTETS: usize = 16 << 10;
 /// Descriptors for all but connections and files of messages.
-const DESCRIPTORS_RESERVED: usize = 40;
+const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const NO_SANDBOX: &str = "no sandbox: this kernel has no Landlock, or that of before Linux 5.19";
@@ -216,8 +216,7 @@ impl EventLoop {
         info!("storing mail in {}", path.display());
         let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"READY=1", SendFlags::NOSIGNAL));
         let mut events = Events::with_capacity(1024);
-        let mut now = Now::read();
-        let (mut most, mut trim_from) = (0, now.instant);
+        let (mut now, mut most) = (Now::read(), 0);
         loop {
             match self.poll.poll(&mut events, Some(self.patience(now.instant))) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -249,13 +248,13 @@ impl EventLoop {
             }
             self.accept(now);
             self.server.turn(now);
-            // A crowd has gone: what it took goes back to the system. That takes a moment, so not again and again.
+            // A crowd has gone: what it took goes back to the system. That takes a moment, so not while messages come.
             most = most.max(self.server.connections());
             let is_quiet = self.server.connections() <= most / 8 && !self.server.is_busy(now);
-            if most >= 16 && is_quiet && now.instant >= trim_from {
+            if most >= 16 && is_quiet {
                 self.server.store.trim();
                 trim_heap();
-                (most, trim_from) = (0, now.instant + Duration::from_secs(30));
+                most = 0;
             }
             if self.end.is_some_and(|end| now.instant >= end || self.server.is_empty()) {
                 if !self.server.is_empty() {

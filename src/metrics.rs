@@ -87,7 +87,8 @@ impl Scrape {
 }
 
 fn answer(request: &[u8], figures: &Figures) -> Vec<u8> {
-    let mut words = request.split(u8::is_ascii_whitespace);
+    // A query asks for nothing else.
+    let mut words = request.split(|octet| octet.is_ascii_whitespace() || *octet == b'?');
     let [method, path] = [(); 2].map(|()| words.next().unwrap_or_default());
     let (head, text) = match (method, path) {
         (b"GET" | b"HEAD", b"/metrics") => ("200 OK\r\nContent-Type: text/plain; version=0.0.4", TEXT),

@@ -159,7 +159,8 @@ fn each_operation_fails_once_with_each_error() {
                     _ => 0,
                 };
                 assert!(refused.len() <= most, "{told}");
-                let distrusted = error == Errno::NOENT || matches!(kind, Kind::EndFileFlush | Kind::EndDirectoryFlush);
+                let distrusted = [Errno::NOENT, Errno::IO, Errno::ROFS].contains(&error)
+                    || matches!(kind, Kind::EndFileFlush | Kind::EndDirectoryFlush);
                 assert!(early.is_empty() || distrusted && !harmless, "{told}");
                 if let Err(problem) = check(&mut world, &messages, kind != Kind::Remove) {
                     panic!("{told}: {problem}:{}", disk.history());
@@ -532,6 +533,27 @@ fn a_flush_that_fails_during_a_probe_begins_no_second_one() {
     world.server.turn(world.now);
     assert!(mail_is_taken(&mut world, idle));
     assert!(disk.files("tmp").is_empty());
+}
+
+/// As a card does that is worn out: what can only be read is not asked again and again by whole messages.
+#[test]
+fn a_disk_that_can_only_be_read_is_not_healthy_until_it_is_well_again() {
+    for (kind, errno) in [(Kind::Create, Errno::ROFS), (Kind::Create, Errno::IO), (Kind::Write, Errno::IO)] {
+        let disk = ModelDisk::new(Ends::AtOnce);
+        let mut world = World::new(&disk, MinFree::Usual, 0).expect("a Maildir");
+        disk.fail_next(kind, usize::MAX, errno);
+        let client = world.connect(vec![mail(&message(0, 200)), mail(&message(1, 200))]);
+        world.settle();
+        let client = &world.clients[client];
+        assert!(client.verdicts[0].1.starts_with("451 4.3.0"), "{kind:?}, {errno:?}: {:?}", client.verdicts);
+        assert!(client.refusals[0].starts_with("451 4.3.0"), "{kind:?}, {errno:?}: {:?}", client.refusals);
+        disk.heal();
+        world.pass(SECOND * 2);
+        let client = world.connect(vec![mail(&message(2, 200))]);
+        world.run();
+        assert!(world.clients[client].verdicts[0].1.starts_with("250"), "{kind:?}, {errno:?}");
+        assert!(disk.files("tmp").is_empty(), "{kind:?}, {errno:?}");
+    }
 }
 
 #[test]

@@ -91,11 +91,19 @@ mailchute \- SMTP server that stores mail in a Maildir
 .br
 .B mailchute healthcheck
 .RI [ ADDR ]
+.br
+.B mailchute journal
+.I FILE
 .SH DESCRIPTION
 .B mailchute
 takes mail by SMTP or LMTP and has it safely in a Maildir before it says 250.
 It receives and stores, and does nothing else: it never relays.
-It stays in the foreground and logs to standard error.
+It stays in the foreground and logs to standard error, or to syslog.
+.PP
+.B mailchute journal
+lists what is in
+.IR FILE ,
+a .mailchute\-journal.N of a Maildir: where each message is, whether it waits or is published, and where it goes.
 .PP
 .B mailchute healthcheck
 asks a server whether it takes mail, in less than a second, and stores nothing: the one at
