@@ -422,11 +422,10 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
         listeners.push(taken.map_err(|error| io::Error::other(format!("LISTEN_FDS: no listener: {error}")))?);
     }
     for (place, dialect) in smtp.take(if listeners.is_empty() { usize::MAX } else { 0 }).chain(lmtp).chain(metrics) {
+        let is_usual = config.listen.is_none() && dialect == Some(Dialect::Smtp);
         match Listener::bind(place, dialect) {
             Ok(listener) => listeners.push(listener),
-            Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT)
-                if config.listen.is_none() && dialect == Some(Dialect::Smtp) =>
-            {
+            Err(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT) if is_usual => {
                 warn!("not listening on {place}: this system has no such address");
             }
             Err(error) => {

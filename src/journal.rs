@@ -112,7 +112,7 @@ pub(crate) struct Record {
 }
 
 #[derive(Default)]
-pub(crate) struct Half {
+struct Half {
     state: State,
     states_written: u64,
     /// The flush that makes its first state durable.
@@ -122,7 +122,7 @@ pub(crate) struct Half {
     end: u64,
     free: u64,
     /// Records that are not published.
-    pub(crate) live: usize,
+    live: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -149,7 +149,7 @@ pub(crate) struct Journal<F: FileSystem> {
     /// How long it is to be; 0 for none.
     octets: u64,
     stage: Stage,
-    pub(crate) halves: [Half; 2],
+    halves: [Half; 2],
     filling: usize,
     /// That of the next record.
     number: u64,
@@ -238,6 +238,11 @@ impl<F: FileSystem> Journal<F> {
         if matches!(self.stage, Stage::Filling(_)) {
             self.failure.get_or_insert_with(|| io::Error::other("its name may be lost"));
         }
+    }
+
+    /// Messages that are in it and not published.
+    pub(crate) fn waiting(&self) -> usize {
+        self.halves.iter().map(|half| half.live).sum()
     }
 
     /// Whether no message has finished for a moment.
@@ -411,7 +416,7 @@ impl<F: FileSystem> Store<F> {
         if journal.octets == 0 || last.is_none_or(|last| now.instant >= last + QUIET) {
             return false;
         }
-        let live = journal.halves.iter().map(|half| half.live).sum::<usize>() + journal.staged.len();
+        let live = journal.waiting() + journal.staged.len();
         if journal.stage == Stage::Ready && live < LIVE_MAX && !is_full {
             let open = &self.maildirs.open;
             let copies = delivery.copies.iter().filter(|copy| copy.failure.is_none());
@@ -465,7 +470,7 @@ impl<F: FileSystem> Store<F> {
         let room = PUBLISHED_TOGETHER.saturating_sub(self.flushes + self.written.len());
         self.written.extend(journal.publishing.drain(..room.min(journal.publishing.len())));
         let fs = &mut self.maildirs.fs;
-        let is_over = journal.stage == Stage::Failed && journal.halves.iter().all(|half| half.live == 0);
+        let is_over = journal.stage == Stage::Failed && journal.waiting() == 0;
         if is_over && journal.in_flight == 0 {
             if journal.file.take().is_some() {
                 // What stays behind is recovered at the next start.
@@ -681,8 +686,7 @@ impl<F: FileSystem> Store<F> {
     /// Marks the journal as empty, as the process is about to end.
     pub fn close(&mut self) {
         let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
-        let is_empty = journal.halves.iter().all(|half| half.live == 0);
-        if journal.stage != Stage::Ready || !journal.is_idle() || !is_empty {
+        if journal.stage != Stage::Ready || !journal.is_idle() || journal.waiting() > 0 {
             return;
         }
         journal.halves.iter_mut().for_each(|half| half.state.published = journal.number | EMPTY);

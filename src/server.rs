@@ -119,8 +119,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
 
     /// What metrics tell. As at MAIL, a disk that failed is tried again.
     pub(crate) fn figures(&mut self, now: Now) -> Figures {
-        let (all, open) = (self.sessions, self.connections.len() as u64);
-        let waiting = self.store.journal.halves.iter().map(|half| half.live as u64).sum();
+        let (all, open, waiting) = (self.sessions, self.connections.len() as u64, self.store.journal.waiting() as u64);
         let healthy = matches!(self.store.storage(now), Ok(1..)).into();
         let Counters { full, per_address, network, timeouts, failed, refused, stored, octets, .. } =
             self.spare.counters;

@@ -209,7 +209,7 @@ MUTATIONS = [
     ),
     (
         "src/journal.rs",
-        "journal.stage == Stage::Failed && journal.halves.iter().all(|half| half.live == 0);",
+        "journal.stage == Stage::Failed && journal.waiting() == 0;",
         "journal.stage == Stage::Failed;",
         "a journal that failed is removed before what is in it is published",
     ),
