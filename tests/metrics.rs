@@ -294,6 +294,7 @@ fn other_methods_and_paths_are_told_so() {
         ("GET /metrics HTTP/1.0\r\n\r\n", "200 OK", true),
         ("GET /metrics HTTP/1.1\n\n", "200 OK", true),
         ("GET /metrics\r\n\r\n", "200 OK", true),
+        ("GET /metrics?name=x HTTP/1.1\r\n\r\n", "200 OK", true),
         ("HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "200 OK", false),
         ("GET / HTTP/1.1\r\n\r\n", "404 Not Found", false),
         ("GET /metrics/ HTTP/1.1\r\n\r\n", "404 Not Found", false),
