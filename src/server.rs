@@ -241,9 +241,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             }
         }
         // Who came first hears first, so that nobody waits for two rounds of the others.
-        let mut touched = std::mem::take(&mut self.touched);
-        touched.drain(..).for_each(|key| self.reply(key));
-        self.touched = touched;
+        (0..self.touched.len()).for_each(|index| self.reply(self.touched[index]));
+        self.touched.clear();
         self.store.sweep(now);
         if self.buffers.is_large() {
             self.look = self.look.min(now.instant + TRIMS_APART);
