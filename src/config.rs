@@ -80,7 +80,8 @@ pub struct Config {
     pub group_readable: bool,
     pub keep: Keep,
     pub min_free: MinFree,
-    /// How long messages that are coming in may go on after the first signal. Container engines wait 10 s.
+    /// How long messages that are coming in may go on after the first signal or stop; a second one ends that at once. Less
+    /// than the 10 s that container engines wait before they kill.
     pub grace: Duration,
     /// How long a peer may be silent; RFC 5321 4.5.3.2.7 asks for at least 5 minutes.
     pub timeout: Duration,

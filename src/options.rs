@@ -92,8 +92,10 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, logging: &m
         "journal-size" => {
             config.journal_octets = octets(text).filter(|octets| (1 << 20..=OCTETS_MAX).contains(octets))?
         }
-        "keep-messages" => config.keep.messages = Some(number(text).filter(|&count| count > 0)?),
-        "keep-age" => config.keep.age = Some(time(text).filter(|age| !age.is_zero())?),
+        "keep" if text.contains(',') => text.split(',').try_for_each(|it| apply(name, value, it, config, logging))?,
+        // In capitals it is no unit of time: who writes 100M thinks of octets, and would lose what is older than 100 minutes.
+        "keep" if text.ends_with(char::is_lowercase) => config.keep.age = Some(time(text).filter(|it| !it.is_zero())?),
+        "keep" => config.keep.messages = Some(number(text).filter(|&count| count > 0)?),
         "min-free" => config.min_free = min_free(text)?,
         "bare-newline" => protocol.reject_bare_newline = choice(text, &[("normalize", false), ("reject", true)])?,
         "crlf" => protocol.line_end = choice(text, &[("convert", LineEnd::Lf), ("keep", LineEnd::Crlf)])?,
@@ -102,7 +104,6 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, logging: &m
         "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
         "max-connections" => config.connections_max = number(text).filter(|&count| count > 0)?,
         "max-connections-per-ip" => config.per_address_max = number(text).filter(|&count| count > 0)?,
-        "grace" => config.grace = time(text)?,
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
         "group-readable" => config.group_readable = choice(text, &YES_OR_NO)?,

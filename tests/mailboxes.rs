@@ -445,7 +445,7 @@ fn the_oldest_messages_go_where_that_is_asked_for() {
     let place = Place::new();
     put_old(&place.maildir(), &[500, 900, 100, 300, 700]);
     let subjects = |ages: &[&str]| ages.iter().map(|age| format!("Subject: {age}\n\n")).collect::<Vec<_>>();
-    let server = Server::start(&place, &["--keep-messages", "3", "--sync", "never"]);
+    let server = Server::start(&place, &["--keep", "30d,1", "--keep", "3", "--sync", "never"]);
     until("two go", || texts(&place.maildir()).len() == 3);
     assert_eq!(texts(&place.maildir()), subjects(&["old 000000100", "old 000000300", "old 000000500"]));
     let line = server.wait_for_line("removed");
@@ -479,12 +479,12 @@ fn messages_go_by_their_age_where_that_is_asked_for() {
     // A name of tomorrow tells that the clock is wrong.
     let tomorrow = place.maildir().join("new").join(format!("{}.M1R2P1Q1.host", seconds_ago(0) + DAY));
     fs::write(&tomorrow, "Subject: tomorrow\n\n").unwrap();
-    let server = Server::start(&place, &["--keep-age", "30d", "--keep-messages", "1"]);
+    let server = Server::start(&place, &["--keep", "1,30d"]);
     server.wait_for_line("the clock is earlier than the newest mail; nothing is removed");
     assert_eq!(place.files("new").len(), 6);
     server.stop();
     fs::remove_file(&tomorrow).unwrap();
-    let server = Server::start(&place, &["--keep-age", "30d"]);
+    let server = Server::start(&place, &["--keep", "1d", "--keep", "1000,30d"]);
     until("two go", || place.files("new").len() == 3);
     assert!(
         texts(&place.maildir())
@@ -492,12 +492,19 @@ fn messages_go_by_their_age_where_that_is_asked_for() {
             .all(|text| text.contains("default") || text.contains("00060") || text.contains(&(29 * DAY).to_string()))
     );
     server.stop();
+    for (keep, left) in [("30d,2", 2), ("1000,2d,1000,40d,1", 1)] {
+        let mut command = mailchute();
+        command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir()).env("MAILCHUTE_KEEP", keep);
+        let server = Server::ready(command);
+        until(keep, || place.files("new").len() == left);
+        server.stop();
+    }
 }
 
 #[test]
 fn each_mailbox_keeps_its_own_number() {
     let place = Place::new();
-    let (server, mailboxes) = start_with_mailboxes(&place, &["--keep-messages", "2", "--sync", "never"]);
+    let (server, mailboxes) = start_with_mailboxes(&place, &["--keep", "2", "--sync", "never"]);
     let users = ["a", "b", "c"].map(|user| mailboxes.join("example.org").join(user));
     users.iter().for_each(|user| put_old(user, &[100, 200, 300]));
     let mut client = server.connect();

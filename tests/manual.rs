@@ -139,8 +139,7 @@ where a service manager is told of the start and of the end.
 .SH SIGNALS
 .TP
 .BR SIGTERM ", " SIGINT
-end the server: messages that are coming in may finish for the time of
-.BR \-\-grace .
+end the server: messages that are coming in may finish for 8 seconds.
 A second signal ends it at once.
 .TP
 .B SIGHUP
