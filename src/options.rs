@@ -64,8 +64,10 @@ pub fn parse() -> Result<(Config, (String, bool), String), lexopt::Error> {
         in_force.extend(values.peek().is_none().then(|| format!("--{name} {without}  # by default\n")));
         for value in values {
             let text = value.to_string_lossy();
-            apply(name, value, text.trim(), &mut config, &mut logging)
-                .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
+            // A number and a time may stand in one value; a path may have commas of its own.
+            let mut parts = text.split(|it| it == ',' && name == "keep").map(str::trim);
+            let applied = parts.try_for_each(|part| apply(name, value, part, &mut config, &mut logging));
+            applied.ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
             in_force += &format!("--{name} {text:?}  # from {source}\n");
         }
     }
@@ -89,19 +91,16 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, logging: &m
         "hostname" if is_hostname(text) => protocol.hostname = text.to_owned(),
         "max-size" => protocol.message_octets_max = octets(text).filter(|&octets| octets > 0)?,
         "sync" => config.sync = choice(text, &[("journal", Journal), ("always", Always), ("never", Never)])?,
-        "journal-size" => {
-            config.journal_octets = octets(text).filter(|octets| (1 << 20..=OCTETS_MAX).contains(octets))?
-        }
-        "keep" if text.contains(',') => text.split(',').try_for_each(|it| apply(name, value, it, config, logging))?,
+        "journal-size" => config.journal_octets = octets(text).filter(|it| (1 << 20..=OCTETS_MAX).contains(it))?,
         // In capitals it is no unit of time: who writes 100M thinks of octets, and would lose what is older than 100 minutes.
-        "keep" if text.ends_with(char::is_lowercase) => config.keep.age = Some(time(text).filter(|it| !it.is_zero())?),
+        "keep" if text.ends_with(['s', 'm', 'h', 'd']) => config.keep.age = Some(time(text)?),
         "keep" => config.keep.messages = Some(number(text).filter(|&count| count > 0)?),
         "min-free" => config.min_free = min_free(text)?,
         "bare-newline" => protocol.reject_bare_newline = choice(text, &[("normalize", false), ("reject", true)])?,
         "crlf" => protocol.line_end = choice(text, &[("convert", LineEnd::Lf), ("keep", LineEnd::Crlf)])?,
         "auth" => protocol.accept_any_login = choice(text, &[("accept-any", true), ("off", false)])?,
         "strict" => protocol.strict = choice(text, &YES_OR_NO)?,
-        "timeout" => config.timeout = time(text).filter(|timeout| !timeout.is_zero())?,
+        "timeout" => config.timeout = time(text)?,
         "max-connections" => config.connections_max = number(text).filter(|&count| count > 0)?,
         "max-connections-per-ip" => config.per_address_max = number(text).filter(|&count| count > 0)?,
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
@@ -162,10 +161,10 @@ fn min_free(value: &str) -> Option<MinFree> {
     percent.map(MinFree::Percent).or_else(|| octets(value).map(MinFree::Octets))
 }
 
-/// A time with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.
+/// A time, which is not 0, with `ms`, `s`, `m`, `h` or `d`; a number alone is seconds.
 fn time(value: &str) -> Option<Duration> {
     let units = [("", 1000), ("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-    quantity(value, &units).map(Duration::from_millis)
+    quantity(value, &units).filter(|&time| time > 0).map(Duration::from_millis)
 }
 
 /// Prints and ends.
