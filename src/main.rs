@@ -36,8 +36,7 @@ fn list_journal(mut arguments: impl Iterator<Item = OsString>) -> Result<(), (St
         return Err(("journal takes one file, a .mailchute-journal.N".to_owned(), 64));
     };
     let lines = mailchute::journal::list(file.as_ref());
-    let problem = |error| (format!("{}: {error}", Path::new(&file).display()), 1);
-    options::print(&lines.map_err(problem)?)
+    options::print(&lines.map_err(|error| (format!("{}: {error}", Path::new(&file).display()), 1))?)
 }
 
 fn serve() -> Result<(), (String, u8)> {
@@ -72,8 +71,7 @@ impl Lines {
         let (priority, process) = ([19, 20, 22, 23, 23][level as usize - 1], std::process::id());
         // Of `Sat, 07 Nov 2026 13:05:09 +0000`; a day of one digit has a blank before it.
         let date = dates.date(Now::read().wall);
-        let (day, month, time) = (&date[5..7], &date[8..11], &date[17..25]);
-        let day = day.strip_prefix('0').unwrap_or(day);
+        let (day, month, time) = (date[5..7].trim_start_matches('0'), &date[8..11], &date[17..25]);
         line.clear();
         let _ = write!(line, "<{priority}>{month} {day:>2} {time} mailchute[{process}]: {text}");
         socket.send_to(line, SYSLOG).is_ok()
