@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, RulesetError, Scope, path_beneath_rules};
 use landlock::{Ruleset, RulesetAttr, RulesetCreatedAttr};
-use nix::unistd::{Gid, Group, Uid, User, geteuid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Group, User, geteuid, setgid, setgroups, setuid};
+
+use crate::config::number;
 
 /// Whether the kernel is asked to refuse whatever this server does not need. `Require` ends the start where it can't.
 #[allow(missing_docs)]
@@ -19,20 +21,15 @@ pub enum Sandbox {
 /// Becomes `user`, a `NAME` or `NAME:GROUP` that may be numbers, with no other group and no way back. The error says why not.
 pub(crate) fn become_user(user: &str) -> Result<(), String> {
     let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
-    let number: Option<u32> = crate::config::number(name);
-    let found = number.map_or_else(|| User::from_name(name), |number| User::from_uid(number.into())).ok().flatten();
-    let uid = number.map(Uid::from_raw).or(found.as_ref().map(|user| user.uid));
-    let gid = match group {
-        Some(group) => {
-            crate::config::number(group).map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid))
-        }
-        None => found.map(|user| user.gid).or(number.map(Gid::from_raw)),
-    };
-    let (Some(uid), Some(gid)) = (uid, gid) else { return Err(format!("no such user or group: {user}")) };
+    let id: Option<u32> = number(name);
+    let found = id.map_or_else(|| User::from_name(name), |id| User::from_uid(id.into())).ok().flatten();
+    let own = found.map(|user| (user.uid, user.gid)).or(id.map(|id| (id.into(), id.into())));
+    let gid = |group: &str| number(group).map(Gid::from_raw).or_else(|| Some(Group::from_name(group).ok()??.gid));
+    let ids = own.and_then(|(uid, own_gid)| Some((uid, group.map_or(Some(own_gid), gid)?)));
+    let Some((uid, gid)) = ids else { return Err(format!("no such user or group: {user}")) };
     if geteuid() != uid {
         let changed = setgroups(&[gid]).and_then(|()| setgid(gid)).and_then(|()| setuid(uid));
-        let denied = |errno| format!("can't become user {user}: {}; only root can", io::Error::from(errno));
-        changed.map_err(denied)?;
+        changed.map_err(|errno| format!("can't become user {user}: {}; only root can", io::Error::from(errno)))?;
     }
     let back = uid.is_root() || setuid(0.into()).is_ok() || (gid.as_raw() != 0 && setgid(0.into()).is_ok());
     if back { Err(format!("user {user} would be root, or could be again")) } else { Ok(()) }
