@@ -221,8 +221,8 @@ impl Table {
         if text.len() < octets.len() {
             return Err(wrong(&text[text.len()..], "is followed by what is not UTF-8"));
         }
-        // Addresses that others stand for, and those that stand for others.
-        let (mut aliases, mut names) = (Vec::new(), Vec::new());
+        // Addresses that a rule leads to, and then its own: a mistake is named where it is made.
+        let mut linked = Vec::new();
         for line in text.lines() {
             let is_comment = |&(at, _): &(usize, &str)| at == 0 || line[..at].ends_with([' ', '\t']);
             let rule = line.match_indices('#').find(is_comment).map_or(line, |(at, _)| &line[..at]).trim();
@@ -240,34 +240,28 @@ impl Table {
                     let mut targets = Vec::with_capacity(1);
                     for text in value.split(',').map(str::trim) {
                         let target = target(text).ok_or_else(|| wrong(text, "is neither an address nor a path"))?;
-                        aliases.extend((!is_path(&target)).then(|| (text, target.clone(), false)));
+                        linked.extend((!is_path(&target)).then(|| (text, target.clone())));
                         targets.push(target);
                     }
                     Rule::Targets(targets)
                 }
             };
             let address = key(name.trim_end_matches(':')).ok_or_else(|| wrong(name, "is no address"))?;
-            names.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone(), true)));
-            let (domain, _) = address.split_once('@').unwrap_or_default();
-            if !domain.is_empty() {
-                self.domains.insert(domain.to_owned());
-            }
+            linked.extend(matches!(rule, Rule::Targets(_)).then(|| (name, address.clone())));
+            self.domains.extend(address.split('@').next().filter(|domain| !domain.is_empty()).map(str::to_owned));
             if self.rules.insert(address, rule).is_some() {
                 return Err(wrong(name, "has a rule already"));
             }
         }
-        for (text, address, stands_for_others) in aliases.into_iter().chain(names) {
+        for (text, address) in linked {
             let (domain, _) = address.split_once('@').unwrap_or_default();
-            let mut found: Vec<String> = Vec::new();
+            let mut found = HashSet::new();
             let mut count = |destination: &mut String, _: Option<&str>, _| {
-                let is_new = found.len() <= destinations_max && !found.contains(destination);
-                found.extend(is_new.then(|| destination.clone()));
+                found.insert(destination.clone());
                 Ok(())
             };
             let what = match self.look_up(&address, LOOK_UPS_MAX, &mut String::new(), &mut count) {
-                Ok(true) if stands_for_others && found.len() > destinations_max => {
-                    "stands for more mailboxes than one message may go to"
-                }
+                Ok(true) if found.len() > destinations_max => "stands for more mailboxes than one message may go to",
                 Ok(true) if domain.is_empty() || self.serves(domain) => continue,
                 Err(line) if line == Reply::ALIAS_LOOP.0 => "leads back to itself, or through more than 16 others",
                 Err(_) => "is refused",
