@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,11 +33,11 @@ use crate::sys::{handed_over, trim_heap};
 
 /// A connection's token is its key; those of listeners begin here, where no key comes to.
 const LISTENERS: usize = usize::MAX / 2;
-const STOPS: Token = Token(usize::MAX);
-const SIGNALS: Token = Token(usize::MAX - 1);
-const FLUSHES: Token = Token(usize::MAX - 2);
+/// Signals, and what other threads ask for.
+const ORDERS: Token = Token(usize::MAX);
+const FLUSHES: Token = Token(usize::MAX - 1);
 /// All who ask for metrics.
-const SCRAPES: Token = Token(usize::MAX - 3);
+const SCRAPES: Token = Token(usize::MAX - 2);
 /// Connections that the kernel completes before we take them; it cuts this to its own limit.
 const BACKLOG: i32 = 1024;
 /// What the kernel holds of replies for a peer that does not read them; newcomers have it from their listener.
@@ -73,29 +72,24 @@ impl Listener {
         }
         // A server that comes back finds its address free though old connections linger.
         sockopt::set_socket_reuseaddr(&socket, true)?;
-        sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_OCTETS)?;
-        if address.address_family() == AddressFamily::INET6 {
-            // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system.
-            sockopt::set_ipv6_v6only(&socket, true)?;
-        }
+        // [::] is IPv6 alone, so that 0.0.0.0 can stand beside it on every system. Others have no such option.
+        let _ = sockopt::set_ipv6_v6only(&socket, true);
         rustix::net::bind(&socket, &address)?;
         if let Place::Unix(path) = place {
             // As on loopback, every user of this machine may send mail.
             rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o666))?;
         }
         rustix::net::listen(&socket, BACKLOG)?;
-        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?);
-        Ok(Self { socket, place: bound.map_or_else(|_| place.clone(), Place::Tcp), dialect, ready: false })
+        Self::take_over(socket, place.clone(), dialect)
     }
 
-    /// Takes a socket over from a service manager.
-    fn take_over(socket: OwnedFd, dialect: Dialect) -> Result<Self, Errno> {
+    /// Takes over what listens already, as a service manager's socket does; a Unix socket is at `place`.
+    fn take_over(socket: OwnedFd, place: Place, dialect: Option<Dialect>) -> Result<Self, Errno> {
         let listens = sockopt::socket_acceptconn(&socket)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_OCTETS)?;
-        let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?).map(Place::Tcp);
-        let place = bound.unwrap_or_else(|_| Place::Unix(PathBuf::new()));
-        if listens { Ok(Self { socket, place, dialect: Some(dialect), ready: false }) } else { Err(Errno::INVAL) }
+        let place = SocketAddr::try_from(rustix::net::getsockname(&socket)?).map_or(place, Place::Tcp);
+        if listens { Ok(Self { socket, place, dialect, ready: false }) } else { Err(Errno::INVAL) }
     }
 
     /// Takes a newcomer, whose events bear `token`. A `TcpStream` reads and writes Unix sockets, too.
@@ -144,8 +138,7 @@ pub struct EventLoop {
 impl EventLoop {
     /// Binds the sockets, opens and proves the Maildir, and is then ready to accept. An error says what to do about it.
     pub fn start(mut config: Config) -> io::Result<Self> {
-        let handed = if config.signals { handed_over().collect() } else { Vec::new() };
-        let manager = if config.signals { manager() } else { None };
+        let (handed, manager) = if config.signals { (handed_over().collect(), manager()) } else { Default::default() };
         let (stops, stopper) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
         // Process 1 of a container would else ignore them. A file size limit is an error of a write, not the end of the process.
         let wanted = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGXFSZ];
@@ -156,9 +149,7 @@ impl EventLoop {
         config.protocol.destinations_max = (files_max / MAILDIR_DESCRIPTORS).clamp(1, config.protocol.destinations_max);
         let recipients = Recipients::load(&config).map_err(io::Error::other)?;
         let listeners = listen(&config, handed)?;
-        if let Some(user) = &config.user {
-            become_user(user).map_err(io::Error::other)?;
-        }
+        config.user.as_deref().map_or(Ok(()), become_user).map_err(io::Error::other)?;
         // 64 bits that no other run has: the time, keyed with what std has from the system for its hash tables.
         let random = RandomState::new().hash_one(Now::read().wall);
         let mut disk = Disk::new(config.sync);
@@ -169,8 +160,8 @@ impl EventLoop {
         store.prove().map_err(|error| unusable(&config.maildir, error))?;
         store.files_max = files_max;
         let poll = Poll::new()?;
-        watch(&poll, &stops, STOPS, Interest::READABLE)?;
-        watch(&poll, &signals, SIGNALS, Interest::READABLE)?;
+        watch(&poll, &stops, ORDERS, Interest::READABLE)?;
+        watch(&poll, &signals, ORDERS, Interest::READABLE)?;
         if let Some(event) = store.file_system().flush_event() {
             watch(&poll, &event, FLUSHES, Interest::READABLE)?;
         }
@@ -212,8 +203,7 @@ impl EventLoop {
         }
         let (memory, connections) = (config.memory_max().div_ceil(1 << 20), config.connections_max);
         info!("memory: at most {memory} MiB with {connections} connections");
-        let path = absolute(&config.maildir).unwrap_or_else(|_| config.maildir.clone());
-        info!("storing mail in {}", path.display());
+        info!("storing mail in {}", absolute(&config.maildir).as_deref().unwrap_or(&config.maildir).display());
         let _ = self.manager.as_ref().map(|it| rustix::net::send(it, b"READY=1", SendFlags::NOSIGNAL));
         let mut events = Events::with_capacity(1024);
         let (mut now, mut most) = (Now::read(), 0);
@@ -225,17 +215,9 @@ impl EventLoop {
             now = Now::read();
             for event in &events {
                 match event.token() {
-                    STOPS => {
-                        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
-                            self.stop(now);
-                        }
-                    }
-                    SIGNALS => self.take_signals(now),
+                    ORDERS => self.take_orders(now),
                     FLUSHES => self.server.flushes_ended = true,
-                    SCRAPES => {
-                        let figures = self.server.figures(now);
-                        self.scrapes.retain_mut(|it| it.goes_on(&figures));
-                    }
+                    SCRAPES => self.scrapes.retain_mut(|it| it.goes_on(&self.server.figures(now))),
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
                         None => {
@@ -277,38 +259,37 @@ impl EventLoop {
         self.end = Some(now.instant + grace);
     }
 
-    fn take_signals(&mut self, now: Now) {
+    fn take_orders(&mut self, now: Now) {
+        while rustix::io::read(&self.stops, &mut [0]) == Ok(1) {
+            self.stop(now);
+        }
         while let Ok(Some(signal)) = self.signals.read_signal() {
             match (signal.ssi_signo as i32).try_into() {
                 Ok(Signal::SIGTERM | Signal::SIGINT) => self.stop(now),
-                Ok(Signal::SIGHUP) => self.reload(),
+                Ok(Signal::SIGHUP) => match self.reload() {
+                    Ok(()) => info!("the table of recipients is read again"),
+                    Err(problem) => error!("{problem}; the recipients stay as they were"),
+                },
                 _ => {}
             }
         }
     }
 
-    fn reload(&mut self) {
-        let read = Recipients::load(&self.server.config).and_then(|recipients| {
-            let inside = |path: PathBuf| self.roots.iter().any(|directory| path.starts_with(directory));
-            let outside = recipients.maildirs().find(|path| !absolute(path).is_ok_and(inside)).map(str::to_owned);
-            outside.map_or(Ok(recipients), |path| Err(format!("{path} is outside of the sandbox: restart needed")))
-        });
-        match read {
-            Ok(recipients) => {
-                info!("the table of recipients is read again");
-                self.server.recipients = recipients;
-            }
-            Err(problem) => error!("{problem}; the recipients stay as they were"),
+    fn reload(&mut self) -> Result<(), String> {
+        let recipients = Recipients::load(&self.server.config)?;
+        let inside = |path: PathBuf| self.roots.iter().any(|directory| path.starts_with(directory));
+        if let Some(path) = recipients.maildirs().find(|path| !absolute(path).is_ok_and(inside)) {
+            return Err(format!("{path} is outside of the sandbox: restart needed"));
         }
+        self.server.recipients = recipients;
+        Ok(())
     }
 
     /// How long the poll may sleep.
     fn patience(&self, now: Instant) -> Duration {
-        if self.server.is_runnable() {
-            return Duration::ZERO;
-        }
         let newcomers = self.listeners.iter().any(|listener| listener.ready).then_some(self.accept_from.unwrap_or(now));
-        let sleeps = newcomers.into_iter().chain(self.end).map(|moment| moment.saturating_duration_since(now));
+        let moments = self.server.is_runnable().then_some(now).into_iter().chain(newcomers).chain(self.end);
+        let sleeps = moments.map(|moment| moment.saturating_duration_since(now));
         sleeps.fold(self.server.next_deadline(now), Duration::min)
     }
 
@@ -321,7 +302,7 @@ impl EventLoop {
                     (Ok((stream, peer)), Some(dialect)) => drop(self.server.accept(stream, peer, dialect, now)),
                     (Ok((stream, _)), None) => {
                         self.scrapes.truncate(SCRAPES_MAX - 1);
-                        self.scrapes.insert(0, Scrape { stream, octets: Vec::new(), is_answered: false });
+                        self.scrapes.insert(0, Scrape { stream, request: Some(Vec::new()) });
                     }
                     (Err(Errno::AGAIN), _) => {
                         listener.ready = false;
@@ -371,6 +352,7 @@ fn share_descriptors(config: &mut Config) -> usize {
     let wanted = connections_max.saturating_add(FILES_MAX + DESCRIPTORS_RESERVED) as u64;
     let limit = getrlimit(Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX).max(wanted.min(limit.maximum.unwrap_or(wanted)));
+    // Not asked for in vain: the filter of a service manager may refuse it.
     let raised = Rlimit { current: Some(current), ..limit };
     let _ = limit.current.filter(|it| *it < current).map(|_| setrlimit(Resource::Nofile, raised));
     let room = (current as usize).saturating_sub(DESCRIPTORS_RESERVED).max(4);
@@ -386,10 +368,6 @@ fn share_descriptors(config: &mut Config) -> usize {
 /// Enters the sandbox, if that is asked for and can be done. Below which directories files may be made then: Maildirs
 /// and the root of mailboxes, or where one is not there yet the directory that it would be in.
 fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<PathBuf>> {
-    let anywhere = vec![PathBuf::from("/")];
-    if config.sandbox == Sandbox::Off {
-        return Ok(anywhere);
-    }
     let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
     let named = [Some(&config.maildir), config.mailboxes.as_ref()].into_iter().flatten().map(PathBuf::as_path);
     let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
@@ -397,15 +375,15 @@ fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<Pat
     let read = config.recipients.as_deref().and_then(parent);
     let places = config.listen.iter().flatten().chain(&config.lmtp).chain(&config.metrics);
     let sockets = places.filter_map(|place| if let Place::Unix(path) = place { parent(path) } else { None });
-    if restrict(&written, read.as_slice(), &sockets.collect::<Vec<_>>()).is_ok() {
-        info!("sandbox: Landlock; nothing is written but in {} directories", written.len());
-        return Ok(written);
+    let emptied: Vec<_> = sockets.collect();
+    let is_inside = config.sandbox != Sandbox::Off && restrict(&written, read.as_slice(), &emptied).is_ok();
+    match config.sandbox {
+        _ if is_inside => info!("sandbox: Landlock; nothing is written but in {} directories", written.len()),
+        Sandbox::Require => return Err(io::Error::other(NO_SANDBOX)),
+        Sandbox::Auto => info!("{NO_SANDBOX}"),
+        Sandbox::Off => {}
     }
-    if config.sandbox == Sandbox::Require {
-        return Err(io::Error::other(NO_SANDBOX));
-    }
-    info!("{NO_SANDBOX}");
-    Ok(anywhere)
+    Ok(if is_inside { written } else { vec!["/".into()] })
 }
 
 /// Listens where the settings say, or for SMTP in their place where a service manager does already.
@@ -418,7 +396,7 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
     let (mut names, mut listeners) = (names.split(':'), Vec::new());
     for socket in handed {
         let dialect = if names.next() == Some("lmtp") { Dialect::Lmtp } else { Dialect::Smtp };
-        let taken = socket.and_then(|socket| Listener::take_over(socket, dialect));
+        let taken = socket.and_then(|socket| Listener::take_over(socket, Place::Unix(PathBuf::new()), Some(dialect)));
         listeners.push(taken.map_err(|error| io::Error::other(format!("LISTEN_FDS: no listener: {error}")))?);
     }
     for (place, dialect) in smtp.take(if listeners.is_empty() { usize::MAX } else { 0 }).chain(lmtp).chain(metrics) {
@@ -441,23 +419,21 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
 
 /// Why a directory can't be used, whose it is, who we are, and what mends it.
 fn unusable(maildir: &Path, (path, error): PathError) -> io::Error {
-    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let we = format!("{user}:{group}");
+    let we = format!("{}:{}", rustix::process::geteuid(), rustix::process::getegid());
     let maildir = if path.starts_with(maildir) { maildir } else { &path };
     let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
-    let advice = match (error.kind(), maildir.exists()) {
-        (ErrorKind::PermissionDenied, true) => format!("run: chown -R {we} {quoted} && chmod 0700 {quoted}"),
+    let advice = match error.kind() {
         // The directory above may be anybody's and stays so.
-        (ErrorKind::PermissionDenied | ErrorKind::NotFound, false) => {
-            format!("run: install -d -o {user} -g {group} -m 0700 {quoted}")
+        ErrorKind::PermissionDenied | ErrorKind::NotFound => {
+            format!("run: mkdir -p {quoted} && chown -R {we} {quoted} && chmod 0700 {quoted}")
         }
         _ => "mend that, or choose another with --maildir DIR".to_owned(),
     };
     let path = absolute(&path).unwrap_or_else(|_| path.clone());
     let mut problem = format!("can't keep mail in {}: {error}; ", path.display());
-    if let Some((there, found)) = path.ancestors().find_map(|path| Some((path, path.metadata().ok()?))) {
-        let (there, mode) = (there.display(), found.mode() & 0o7777);
-        problem += &format!("{there} is {}:{}'s with mode {mode:04o}, we are {we}; ", found.uid(), found.gid());
+    if let Some((there, found)) = path.ancestors().find_map(|path| Some((path, rustix::fs::stat(path).ok()?))) {
+        let (there, mode) = (there.display(), found.st_mode & 0o7777);
+        problem += &format!("{there} is {}:{}'s with mode {mode:04o}, we are {we}; ", found.st_uid, found.st_gid);
     }
     io::Error::other(problem + &advice)
 }

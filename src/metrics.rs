@@ -3,8 +3,6 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use itoa::Buffer;
-
 use crate::smtp::reply::Reply;
 
 /// Connections at a time: a newcomer takes the place of the oldest, so that none needs a timeout.
@@ -56,9 +54,8 @@ impl Counters {
 /// Somebody who asks.
 pub(crate) struct Scrape {
     pub(crate) stream: TcpStream,
-    /// What came of the request, without CR; then what is left of the answer.
-    pub(crate) octets: Vec<u8>,
-    pub(crate) is_answered: bool,
+    /// What came of the request, without CR; none once it is answered.
+    pub(crate) request: Option<Vec<u8>>,
 }
 
 impl Scrape {
@@ -70,17 +67,15 @@ impl Scrape {
 
     /// The end of what the peer sends is awaited: to close before could take the answer from it.
     fn step(&mut self, figures: &Figures) -> io::Result<()> {
-        if self.is_answered && !self.octets.is_empty() {
-            let sent = self.stream.write(&self.octets)?;
-            self.octets.drain(..sent);
-            return if self.octets.is_empty() { self.stream.shutdown(Shutdown::Write) } else { Ok(()) };
-        }
         let mut block = [0; REQUEST_OCTETS_MAX];
         let count = Some(self.stream.read(&mut block)?).filter(|&count| count > 0).ok_or(ErrorKind::UnexpectedEof)?;
-        self.octets
-            .extend(block.iter().take(if self.is_answered { 0 } else { count }).filter(|octet| **octet != b'\r'));
-        if self.octets.len() >= REQUEST_OCTETS_MAX || self.octets.windows(2).any(|it| it == b"\n\n") {
-            (self.octets, self.is_answered) = (answer(&self.octets, figures), true);
+        let Some(request) = &mut self.request else { return Ok(()) };
+        request.extend(block[..count].iter().filter(|octet| **octet != b'\r'));
+        if request.len() >= REQUEST_OCTETS_MAX || request.windows(2).any(|it| it == b"\n\n") {
+            // One write: it is the first, and shorter than what the system takes without waiting.
+            self.stream.write_all(&answer(request, figures)).map_err(|_| ErrorKind::BrokenPipe)?;
+            self.stream.shutdown(Shutdown::Write)?;
+            self.request = None;
         }
         Ok(())
     }
@@ -95,7 +90,7 @@ fn answer(request: &[u8], figures: &Figures) -> Vec<u8> {
         (b"GET" | b"HEAD", _) => ("404 Not Found", ""),
         _ => ("405 Method Not Allowed\r\nAllow: GET, HEAD", ""),
     };
-    let replace = |text: String, figure: &u64| text.replacen('@', Buffer::new().format(*figure), 1);
+    let replace = |text: String, figure: &u64| text.replacen('@', &figure.to_string(), 1);
     let body = figures.iter().fold(text.to_owned(), replace);
     let head = format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     [head.as_str(), if method == b"HEAD" { "" } else { &body }].concat().into()

@@ -357,7 +357,7 @@ def case_owners(root, _):
         wait_until(lambda: not server.inspect("State", "Running"), "the end")
         expect(server.inspect("State", "ExitCode") == 1, "status is not 1")
         lines = server.log().splitlines()
-        advice = f"install -d -o {NOBODY_KNOWS} -g {NOBODY_KNOWS} -m 0700 '/mail/Maildir'"
+        advice = f"mkdir -p '/mail/Maildir' && chown -R {NOBODY_KNOWS}:{NOBODY_KNOWS} '/mail/Maildir' && chmod 0700 "
         expect(len(lines) >= 1 and advice in lines[-1], server.log())
     os.chown(directory, NOBODY_KNOWS, NOBODY_KNOWS)
     with container(*mounted) as server:
