@@ -23,8 +23,8 @@ pub const FLUSHES_MAX: usize = 128;
 pub const FILES_MAX: usize = 2048;
 /// Descriptors of a Maildir that is open: its three directories, and what they lie in.
 pub const MAILDIR_DESCRIPTORS: usize = 4;
-/// Names that are tried for one message.
-const ATTEMPTS_MAX: u32 = 16;
+/// Names that are tried for one message, or journal.
+const ATTEMPTS_MAX: u32 = 1000;
 /// The destination that is the main Maildir.
 pub const MAIN: &str = "";
 /// Copies that an emptied list may have room for and still be kept.
@@ -588,7 +588,7 @@ impl Store<Disk> {
 }
 
 /// Makes a name, under the first number from `attempt` on that is free.
-fn first_free<T>(mut attempt: u32, mut make: impl FnMut(u32) -> io::Result<T>) -> io::Result<(u32, T)> {
+pub(crate) fn first_free<T>(mut attempt: u32, mut make: impl FnMut(u32) -> io::Result<T>) -> io::Result<(u32, T)> {
     loop {
         match make(attempt) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS_MAX => attempt += 1,

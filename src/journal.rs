@@ -29,7 +29,7 @@ use log::{error, info, warn};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::config::{BLOCK_OCTETS, Config};
-use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, Store};
+use crate::delivery::{ANSWERED, FLUSHES_MAX, Now, Store, first_free};
 use crate::fs::{Disk, FileSystem, Flush, SyncMode, Ticket};
 use crate::maildir::{Directories, MAIN_KEY, Maildir, Maildirs, Name, PathError};
 use crate::smtp::reply::Reply;
@@ -84,9 +84,8 @@ impl State {
     fn encode(self) -> [u8; STATE_OCTETS] {
         let mut octets = [0; STATE_OCTETS];
         octets[..16].copy_from_slice(MAGIC);
-        for (place, number) in octets[16..].chunks_exact_mut(8).zip([self.generation, self.published, self.seed]) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
+        let numbers = [self.generation, self.published, self.seed];
+        octets[16..40].copy_from_slice(numbers.map(u64::to_le_bytes).as_flattened());
         let checksum = xxh64(&octets[..40], 0);
         octets[40..].copy_from_slice(&checksum.to_le_bytes());
         octets
@@ -163,21 +162,17 @@ pub(crate) struct Journal<F: FileSystem> {
     failure: Option<io::Error>,
     /// A state was written and not flushed.
     dirty: bool,
-    /// Messages that are answered, and since when there are; the records of all have lower numbers.
+    /// Messages that are answered, and since when there are.
     answered: Vec<usize>,
     since: Option<Instant>,
-    answered_below: u64,
-    /// Those that are being published, how many are not yet, and the number for the state when all are.
+    /// Those that are being published, and how many are not yet.
     publishing: Vec<usize>,
     unpublished: usize,
-    published_below: u64,
     /// Those whose publication failed, and when it is tried again.
     failed: Vec<Unpublished>,
     retry: Option<Instant>,
     /// Room was what they lacked.
     pub(crate) lacks_room: bool,
-    /// The numbers of their records.
-    overdue: Vec<u64>,
     /// When the last message finished.
     finished: Option<Instant>,
 }
@@ -211,14 +206,11 @@ impl<F: FileSystem> Journal<F> {
             dirty: false,
             answered: Vec::new(),
             since: None,
-            answered_below: 1,
             publishing: Vec::new(),
             unpublished: 0,
-            published_below: 1,
             failed: Vec::new(),
             retry: None,
             lacks_room: false,
-            overdue: Vec::new(),
             finished: None,
         })
     }
@@ -230,7 +222,7 @@ impl<F: FileSystem> Journal<F> {
 
     /// Whether there is none, nor anything to be done about that.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.file.is_none() && self.failed.is_empty() && self.stage != Stage::Failed
+        matches!(self.stage, Stage::Absent(_)) && self.failed.is_empty() && self.failure.is_none()
     }
 
     /// The flush of some directory failed. What it loses may be the name of a file that is being made; and no later flush tells.
@@ -257,9 +249,7 @@ impl<F: FileSystem> Journal<F> {
 
     /// When there is something to do without an event.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.since.or(self.retry)?;
-        let paused = self.finished.map(|finished| finished + PAUSE);
-        let due = self.since.map(|since| paused.map_or(since, |paused| paused.min(since + PATIENCE)));
+        let due = self.since.map(|since| self.finished.map_or(since, |it| (it + PAUSE).min(since + PATIENCE)));
         due.filter(|_| self.unpublished == 0).into_iter().chain(self.retry).min()
     }
 
@@ -276,15 +266,10 @@ impl<F: FileSystem> Journal<F> {
         if before == 0 && !fits(&self.halves[self.filling]) && other.free == other.start && is_durable {
             self.filling = 1 - self.filling;
         }
-        let half = &self.halves[self.filling];
-        if !fits(half) {
-            return None;
-        }
-        self.group.extend_from_slice(&[0; 8]);
-        self.group.extend_from_slice(&half.state.generation.to_le_bytes());
-        self.group.extend_from_slice(&self.number.to_le_bytes());
-        self.group.extend_from_slice(&(octets as u32).to_le_bytes());
-        self.group.extend_from_slice(&(names_octets as u32).to_le_bytes());
+        let half = self.halves.get(self.filling).filter(|half| fits(half))?;
+        // The checksum comes last.
+        let head = [0, half.state.generation, self.number, (names_octets as u64) << 32 | octets as u64];
+        self.group.extend_from_slice(head.map(u64::to_le_bytes).as_flattened());
         for name in names() {
             self.group.extend_from_slice(name.as_bytes());
             self.group.push(0);
@@ -298,26 +283,39 @@ impl<F: FileSystem> Journal<F> {
         Some(Record { offset, octets, half: self.filling, number })
     }
 
-    /// Writes the next group and begins the flush that makes it safe, or when idle that of a state.
+    /// Writes some of a new file's zeros, or the next group, and begins the flush that makes it safe: of the zeros when all
+    /// are there, and of a state when idle. Whether one was begun.
     fn begin_flush(&mut self, fs: &mut F) -> io::Result<bool> {
-        let Some(file) = self.file.as_ref().filter(|_| self.stage == Stage::Ready && self.in_flight == 0) else {
-            return Ok(false);
-        };
-        let is_quiet = self.answered.is_empty() && self.unpublished == 0;
-        if self.staged.is_empty() && !(self.dirty && is_quiet) {
-            return Ok(false);
+        let (Some(file), 0) = (&mut self.file, self.in_flight) else { return Ok(false) };
+        match self.stage {
+            Stage::Filling(filled) if filled < self.octets => {
+                self.group.resize(FILLED_AT_ONCE.min((self.octets - filled) as usize), 0);
+                fs.write(file, &self.group)?;
+                self.stage = Stage::Filling(filled + self.group.len() as u64);
+                self.group.clear();
+                return Ok(false);
+            }
+            Stage::Filling(_) => {
+                self.renew(fs, 0)?;
+                self.renew(fs, 1)?;
+                fs.begin_flush(Flush::Directory(&self.root), TICKET);
+                self.in_flight += 1;
+            }
+            Stage::Ready if !self.staged.is_empty() => {
+                std::mem::swap(&mut self.staged, &mut self.flushing);
+                let half = &mut self.halves[self.filling];
+                half.live += self.flushing.len();
+                self.group.resize(self.group.len().next_multiple_of(BLOCK as usize), 0);
+                fs.write_at(file, &self.group, half.free)?;
+                half.free += self.group.len() as u64;
+                self.group.clear();
+            }
+            Stage::Ready if self.dirty && self.answered.is_empty() && self.unpublished == 0 => {}
+            _ => return Ok(false),
         }
-        if !self.staged.is_empty() {
-            std::mem::swap(&mut self.staged, &mut self.flushing);
-            let half = &mut self.halves[self.filling];
-            half.live += self.flushing.len();
-            self.group.resize(self.group.len().next_multiple_of(BLOCK as usize), 0);
-            fs.write_at(file, &self.group, half.free)?;
-            half.free += self.group.len() as u64;
-            self.group.clear();
-        }
+        let Some(file) = &self.file else { return Ok(false) };
         fs.begin_flush(Flush::File(file), TICKET);
-        (self.flushes, self.in_flight, self.dirty) = (self.flushes + 1, 1, false);
+        (self.flushes, self.in_flight, self.dirty) = (self.flushes + 1, self.in_flight + 1, false);
         Ok(true)
     }
 
@@ -325,50 +323,26 @@ impl<F: FileSystem> Journal<F> {
     fn make(&mut self, fs: &mut F) -> io::Result<()> {
         // A descriptor tells of an error once; and the directory may be another by now.
         self.root = fs.open_directory(&self.path, false)?;
-        for number in 0..u16::MAX {
+        let (_, (file, _)) = first_free(0, |number| {
             self.name = Name::new(&[PREFIX, itoa::Buffer::new().format(number)]);
-            match fs.open_journal(&self.root, self.name.as_c_str(), true) {
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => {
-                    (self.file, self.stage) = (made?.map(|(file, _)| file), Stage::Filling(0));
-                    return Ok(());
-                }
-            }
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
+            // One that another process locked before we did is its own.
+            Ok(fs.open_journal(&self.root, self.name.as_c_str(), true)?.ok_or(io::ErrorKind::AlreadyExists)?)
+        })?;
+        // No text, nor its end with zeros behind it, may look like a generation or a number.
+        let random = RandomState::new().hash_one(self.flushes) >> 2;
+        self.adopt(file, 0, (random, random));
+        Ok(())
     }
 
-    /// Writes some of the zeros of a new file, which are flushed when all are there. Whether flushes were begun.
-    fn fill(&mut self, fs: &mut F) -> io::Result<bool> {
-        let (Stage::Filling(filled), Some(file)) = (self.stage, &mut self.file) else { return Ok(false) };
-        if filled < self.octets {
-            self.group.resize(FILLED_AT_ONCE.min((self.octets - filled) as usize), 0);
-            fs.write(file, &self.group)?;
-            self.stage = Stage::Filling(filled + self.group.len() as u64);
-            self.group.clear();
-        } else if self.in_flight == 0 {
-            // No text, nor its end with zeros behind it, may look like a generation or a number.
-            let random = RandomState::new().hash_one(self.flushes) >> 2;
-            self.begin(fs, (random, random))?;
-            let Some(file) = &self.file else { return Ok(false) };
-            fs.begin_flush(Flush::File(file), TICKET);
-            fs.begin_flush(Flush::Directory(&self.root), TICKET);
-            (self.flushes, self.in_flight) = (self.flushes + 1, 2);
-        }
-        Ok(self.in_flight > 0)
-    }
-
-    /// Has both halves begin anew, with higher generations and numbers than what is in the file has.
-    fn begin(&mut self, fs: &mut F, (generation, number): (u64, u64)) -> io::Result<()> {
+    /// Goes on with a file of which so many octets are there. Both halves will begin anew, with higher generations and
+    /// numbers than what is in it has.
+    fn adopt(&mut self, file: F::File, filled: u64, (generation, number): (u64, u64)) {
+        (self.file, self.stage, self.filling) = (Some(file), Stage::Filling(filled), 0);
         self.number = self.number.max(number + 1);
-        (self.answered_below, self.published_below, self.filling) = (self.number, self.number, 0);
         for (half, base) in self.halves.iter_mut().zip([0, self.octets / 2]) {
             *half = Half { start: base + 2 * BLOCK, end: base + self.octets / 2, ..Half::default() };
             half.state.generation = generation;
         }
-        self.renew(fs, 0)?;
-        self.renew(fs, 1)
     }
 
     /// Has a half begin anew, in which all is published.
@@ -389,15 +363,14 @@ impl<F: FileSystem> Journal<F> {
         self.file.as_ref().map_or(Ok(()), |file| fs.write_at(file, &half.state.encode(), offset))
     }
 
-    /// Notes that all is published that was to be: in the states, and free halves begin anew.
-    fn settle(&mut self, fs: &mut F) -> io::Result<()> {
+    /// Notes in the states below which number all is `published`; free halves begin anew.
+    fn settle(&mut self, fs: &mut F, published: u64) -> io::Result<()> {
         for index in 0..self.halves.len() {
             let half = &mut self.halves[index];
             if half.live == 0 && half.free > half.start && index != self.filling {
                 self.renew(fs, index)?;
             } else if half.free > half.start {
-                half.state.published =
-                    self.overdue.iter().fold(self.published_below, |below, number| below.min(*number));
+                half.state.published = published;
                 self.write_state(fs, index)?;
             }
         }
@@ -431,8 +404,7 @@ impl<F: FileSystem> Store<F> {
         }
         let may_be_made = matches!(journal.stage, Stage::Absent(from) if from.is_none_or(|from| now.instant >= from));
         if may_be_made && self.maildirs.room > journal.octets {
-            let made = journal.make(&mut self.maildirs.fs);
-            self.check_journal(made.map(|()| false), now);
+            journal.failure = journal.make(&mut self.maildirs.fs).err();
         }
         false
     }
@@ -449,38 +421,35 @@ impl<F: FileSystem> Store<F> {
             if main.failed && main.flushes == 0 {
                 let _ = self.maildirs.open_main();
             }
-            for (index, unpublished) in std::mem::take(&mut self.journal.failed).into_iter().enumerate() {
+            for index in 0..self.journal.failed.len() {
                 if index == 0 || !self.is_full() {
+                    let unpublished = self.journal.failed.remove(0);
                     self.publish_again(unpublished, now);
-                } else {
-                    self.journal.failed.push(unpublished);
                 }
             }
         }
         if !self.journal.failed.is_empty() {
             self.journal.retry.get_or_insert(now.instant + RETRY);
         }
+        let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
+        let begun = journal.failure.take_if(|_| journal.in_flight == 0).map_or_else(|| journal.begin_flush(fs), Err);
+        let begun = self.check_journal(begun, now);
         let journal = &mut self.journal;
         let many = journal.answered.len() >= PUBLISHED_AT_ONCE || self.files * 2 > self.files_max;
         if journal.unpublished == 0 && (is_due || many || journal.stage == Stage::Failed) {
             std::mem::swap(&mut journal.answered, &mut journal.publishing);
             (journal.since, journal.unpublished) = (None, journal.publishing.len());
-            journal.published_below = journal.answered_below;
         }
         let room = PUBLISHED_TOGETHER.saturating_sub(self.flushes + self.written.len());
         self.written.extend(journal.publishing.drain(..room.min(journal.publishing.len())));
-        let fs = &mut self.maildirs.fs;
-        let is_over = journal.stage == Stage::Failed && journal.waiting() == 0;
-        if is_over && journal.in_flight == 0 {
+        if journal.stage == Stage::Failed && journal.waiting() == 0 {
             if journal.file.take().is_some() {
                 // What stays behind is recovered at the next start.
-                let _ = fs.remove(&journal.root, journal.name.as_c_str());
+                let _ = self.maildirs.fs.remove(&journal.root, journal.name.as_c_str());
             }
             journal.stage = Stage::Absent(Some(now.instant + REST));
         }
-        let filled = journal.failure.take_if(|_| journal.in_flight == 0).map_or_else(|| journal.fill(fs), Err);
-        let begun = filled.and_then(|filling| Ok(filling | journal.begin_flush(fs)?));
-        self.check_journal(begun, now)
+        begun
     }
 
     /// A group is safe, or a new journal ready; or neither is.
@@ -488,38 +457,26 @@ impl<F: FileSystem> Store<F> {
         let journal = &mut self.journal;
         journal.in_flight -= 1;
         journal.failure = journal.failure.take().or(result.err());
-        if journal.in_flight > 0 {
-            return;
-        }
-        if let Some(error) = journal.failure.take() {
-            self.check_journal(Err(error), now);
+        if journal.in_flight > 0 || journal.failure.is_some() {
             return;
         }
         if matches!(journal.stage, Stage::Filling(_)) {
-            self.prepare();
+            // It takes messages from now on, and there is memory for as many as it can have.
+            journal.stage = Stage::Ready;
+            let Journal { staged, flushing, answered, publishing, .. } = journal;
+            let Maildir { moved, flushing: moving, .. } = &mut self.maildirs.open[MAIN_KEY];
+            for list in [staged, flushing, answered, publishing, &mut self.written, moved, moving] {
+                list.reserve(LIVE_MAX);
+            }
+            self.deliveries.reserve(LIVE_MAX);
+            self.spare.resize_with(LIVE_MAX.max(self.spare.len()), || Vec::with_capacity(1));
         }
-        let journal = &mut self.journal;
-        let mut group = std::mem::take(&mut journal.flushing);
-        journal.answered_below += group.len() as u64;
-        for &key in &group {
-            self.tell(key);
+        for index in 0..self.journal.flushing.len() {
+            self.tell(self.journal.flushing[index]);
             self.journal.since.get_or_insert(now.instant);
         }
-        self.journal.answered.append(&mut group);
-        self.journal.flushing = group;
-    }
-
-    /// The journal takes messages from now on, and there is memory for as many as it can have.
-    fn prepare(&mut self) {
-        let journal = &mut self.journal;
-        journal.stage = Stage::Ready;
-        let Journal { staged, flushing, answered, publishing, .. } = journal;
-        let main = &mut self.maildirs.open[MAIN_KEY];
-        for list in [staged, flushing, answered, publishing, &mut self.written, &mut main.moved, &mut main.flushing] {
-            list.reserve(LIVE_MAX);
-        }
-        self.deliveries.reserve(LIVE_MAX);
-        self.spare.resize_with(LIVE_MAX.max(self.spare.len()), || Vec::with_capacity(1));
+        let Journal { answered, flushing, .. } = &mut self.journal;
+        answered.append(flushing);
     }
 
     /// After an error the journal takes nothing more: what it has not answered is refused, or goes the plain way.
@@ -548,17 +505,18 @@ impl<F: FileSystem> Store<F> {
         &mut self, id: MessageId, record: Option<Record>, is_first: bool, again: Option<(Reply, Vec<String>)>,
     ) {
         let journal = &mut self.journal;
-        if let Some(Record { half, number, .. }) = record {
+        if let Some(Record { half, .. }) = record {
             journal.unpublished -= usize::from(is_first);
-            journal.overdue.retain(|overdue| *overdue != number);
-            journal.overdue.extend(again.as_ref().map(|_| number));
             journal.halves[half].live -= usize::from(again.is_none());
         }
         if let Some((reply, destinations)) = again {
             journal.lacks_room |= reply == Reply::STORAGE_FULL;
             journal.failed.push((id, record, destinations));
-        } else if journal.unpublished == 0 && journal.stage == Stage::Ready {
-            journal.failure = journal.settle(&mut self.maildirs.fs).err();
+        } else if journal.unpublished == 0 && journal.stage == Stage::Ready && journal.failure.is_none() {
+            let failed = journal.failed.iter().filter_map(|(_, record, _)| *record);
+            let records = self.deliveries.iter().filter_map(|(_, delivery)| delivery.record).chain(failed);
+            let published = records.map(|record| record.number).fold(journal.number, u64::min);
+            journal.failure = journal.settle(&mut self.maildirs.fs, published).err();
         }
     }
 
@@ -587,36 +545,32 @@ impl<F: FileSystem> Store<F> {
     /// Delivers what journals hold that no process has locked, and takes one of them over or removes it. `now` must be
     /// that of the start, before flushes are asynchronous. An error is that of a journal which is not understood, or that can't be read.
     pub fn recover(&mut self, now: Now) -> Result<(), PathError> {
-        let path = self.journal.path.clone();
-        let mut names = Vec::new();
-        let listed = each_name(&mut self.maildirs.fs, &self.journal.root, &mut |name| {
-            names.extend(name.to_bytes().starts_with(PREFIX.as_bytes()).then(|| name.to_owned()));
-        });
-        listed.map_err(|error| (path.clone(), error))?;
+        let root = self.journal.path.clone();
+        let unlisted = |error| (root.clone(), error);
         // A mailbox that is gone is made again.
         let create = std::mem::replace(&mut self.maildirs.create, true);
-        for name in &names {
-            let path = path.join(name.to_string_lossy().as_ref());
-            let recovered = match self.maildirs.fs.open_journal(&self.journal.root, name, false) {
-                Ok(Some((file, octets))) => self.recover_from(file, octets, name, &path, now),
-                opened => opened.map(drop),
-            };
-            recovered.map_err(|error| (path, error))?;
+        let mut listing = self.maildirs.fs.list(&self.journal.root).map_err(unlisted)?;
+        while let Some(name) = self.maildirs.fs.next_name(&mut listing).map_err(unlisted)? {
+            if name.to_bytes().starts_with(PREFIX.as_bytes()) {
+                let path = root.join(name.to_string_lossy().as_ref());
+                self.recover_from(&name, &path, now).map_err(|error| (path, error))?;
+            }
         }
         self.maildirs.create = create;
         Ok(())
     }
 
-    fn recover_from(&mut self, file: F::File, octets: u64, name: &CStr, path: &Path, now: Now) -> io::Result<()> {
+    fn recover_from(&mut self, name: &CStr, path: &Path, now: Now) -> io::Result<()> {
+        let opened = self.maildirs.fs.open_journal(&self.journal.root, name, false)?;
+        let Some((file, octets)) = opened else { return Ok(()) };
         let (shown, mut found, mut present) = (path.display(), Vec::new(), HashSet::new());
-        let last = scan(&mut self.maildirs.fs, &file, octets, &mut |offset, entry| match entry {
-            Some(entry) if entry.is_published => {}
-            Some(entry) => found.push((entry.names.to_owned(), offset, entry.octets)),
+        let last = scan(&mut self.maildirs.fs, &file, octets, &mut |offset, record| match record {
+            Some((_, true)) => {}
+            Some((record, false)) => found.push((parts(record).0.to_owned(), offset, record.len())),
             None => warn!("{shown}: what is at octet {offset} is damaged, or was never answered"),
         })?;
         // Of all mail that is there only what waits is kept in memory.
-        let waits = found.iter().filter_map(|(names, ..)| names.split(SEPARATOR).next().map(str::to_owned));
-        let waits: HashSet<String> = waits.collect();
+        let waits: HashSet<&str> = found.iter().filter_map(|(names, ..)| names.split(SEPARATOR).next()).collect();
         let destinations = found.iter().flat_map(|(names, ..)| names.split(SEPARATOR).skip(1));
         for destination in destinations.map(str::to_owned).collect::<HashSet<String>>() {
             let Ok(key) = self.maildirs.open_destination(&destination) else {
@@ -627,10 +581,11 @@ impl<F: FileSystem> Store<F> {
             let Maildirs { fs, open, .. } = &mut self.maildirs;
             let Maildir { directories: Directories { new, cur, .. }, above, .. } = &open[key];
             for directory in [new, cur] {
-                each_name(fs, directory, &mut |name| {
-                    let waiting = unique(name).filter(|unique| waits.contains(*unique));
+                let mut listing = fs.list(directory)?;
+                while let Some(name) = fs.next_name(&mut listing)? {
+                    let waiting = unique(&name).filter(|unique| waits.contains(*unique));
                     present.extend(waiting.map(|unique| format!("{unique}{SEPARATOR}{destination}")));
-                })?;
+                }
             }
             // A name that is there may be as young as the crash, and as a move from the one to the other.
             for directory in [cur, new].into_iter().chain(above) {
@@ -672,15 +627,14 @@ impl<F: FileSystem> Store<F> {
         }
         let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
         if octets == journal.octets && journal.file.is_none() {
-            (journal.file, journal.name) = (Some(file), Name::new(&[&name.to_string_lossy()]));
-            journal.begin(fs, last)?;
-            (journal.flushes, journal.dirty) = (1, false);
-            journal.file.as_ref().map_or(Ok(()), |file| fs.flush(Flush::File(file)))?;
-            self.prepare();
+            journal.name = Name::new(&[&name.to_string_lossy()]);
+            journal.adopt(file, octets, last);
+            self.advance(true, now);
+            Ok(())
         } else {
             fs.remove(&journal.root, name)?;
+            fs.flush(Flush::Directory(&journal.root))
         }
-        self.maildirs.fs.flush(Flush::Directory(&self.journal.root))
     }
 
     /// Marks the journal as empty, as the process is about to end.
@@ -698,27 +652,13 @@ impl<F: FileSystem> Store<F> {
     }
 }
 
-fn each_name<F: FileSystem>(fs: &mut F, directory: &F::Directory, visit: &mut dyn FnMut(&CStr)) -> io::Result<()> {
-    let mut listing = fs.list(directory)?;
-    while let Some(name) = fs.next_name(&mut listing)? {
-        visit(&name);
-    }
-    Ok(())
-}
+/// A record, and whether it is published; `None` is a damaged one.
+type Found<'a> = Option<(&'a [u8], bool)>;
 
-/// What a journal has at some place.
-struct Entry<'a> {
-    number: u64,
-    is_published: bool,
-    octets: usize,
-    names: &'a str,
-    content: &'a [u8],
-}
-
-/// Shows all records of a journal, the older half first, with where they are, and `None` where one is damaged. The highest
-/// generation and number; an error is that of another version, or of none at all.
+/// Shows all records of a journal, the older half first, with where they are. The highest generation and number; an error is
+/// that of another version, or of none at all.
 fn scan<F: FileSystem>(
-    fs: &mut F, file: &F::File, octets: u64, visit: &mut dyn FnMut(u64, Option<Entry<'_>>),
+    fs: &mut F, file: &F::File, octets: u64, visit: &mut dyn FnMut(u64, Found<'_>),
 ) -> io::Result<(u64, u64)> {
     if octets > OCTETS_MAX {
         return Err(io::Error::other("larger than a journal may be; move it away"));
@@ -776,10 +716,7 @@ fn scan<F: FileSystem>(
             let whole =
                 fs.read_at(file, &mut record, offset).is_ok() && xxh64(&record[8..], state.seed) == number(&record, 0);
             let this = number(&record, 16);
-            let (names, content) = parts(&record);
-            let entry =
-                Entry { number: this, is_published: this < state.published, octets: record.len(), names, content };
-            visit(offset, whole.then_some(entry));
+            visit(offset, whole.then_some((&record, this < state.published)));
             expected = if whole { this + 1 } else { expected };
             offset += if whole { record.len().next_multiple_of(HEAD_OCTETS) } else { HEAD_OCTETS } as u64;
         }
@@ -808,10 +745,11 @@ fn unique(name: &CStr) -> Option<&str> {
 pub fn list(path: &Path) -> io::Result<String> {
     let (file, mut lines) = (File::open(path)?, String::new());
     let octets = file.metadata()?.len();
-    scan(&mut Disk::new(SyncMode::Never), &file, octets, &mut |offset, entry| {
+    scan(&mut Disk::new(SyncMode::Never), &file, octets, &mut |offset, record| {
         // Writing to a text does not fail.
-        let _ = match entry {
-            Some(Entry { number, is_published, names, content, .. }) => {
+        let _ = match record {
+            Some((record, is_published)) => {
+                let (number, (names, content)) = (number(record, 16), parts(record));
                 let (state, size) = (if is_published { "published" } else { "waiting" }, content.len());
                 let (id, destinations) = names.split_once(SEPARATOR).unwrap_or((names, ""));
                 writeln!(lines, "at={offset} number={number} state={state} size={size} id={id} to={destinations:?}")

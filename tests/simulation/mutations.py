@@ -161,8 +161,8 @@ MUTATIONS = [
     ),
     (
         "src/journal.rs",
-        "self.overdue.iter().fold(self.published_below, |below, number| below.min(*number));",
-        "self.number;",
+        "records.map(|record| record.number).fold(journal.number, u64::min);",
+        "records.fold(journal.number, |below, _| below);",
         "messages have their mark in the journal before they are published",
     ),
     (
@@ -209,8 +209,8 @@ MUTATIONS = [
     ),
     (
         "src/journal.rs",
-        "journal.stage == Stage::Failed && journal.waiting() == 0;",
-        "journal.stage == Stage::Failed;",
+        "journal.stage == Stage::Failed && journal.waiting() == 0 {",
+        "journal.stage == Stage::Failed {",
         "a journal that failed is removed before what is in it is published",
     ),
 ]
