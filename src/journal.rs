@@ -423,8 +423,7 @@ impl<F: FileSystem> Store<F> {
             }
             for index in 0..self.journal.failed.len() {
                 if index == 0 || !self.is_full() {
-                    let unpublished = self.journal.failed.remove(0);
-                    self.publish_again(unpublished, now);
+                    self.publish_again(now);
                 }
             }
         }
@@ -520,8 +519,9 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    /// Has a message go to its destinations from its record.
-    fn publish_again(&mut self, (id, record, destinations): Unpublished, now: Now) {
+    /// Has the first message whose publication failed go to its destinations again, from its record.
+    fn publish_again(&mut self, now: Now) {
+        let (id, record, destinations) = self.journal.failed.remove(0);
         let mut octets = Vec::new();
         let read = self.journal.file.as_ref().zip(record).map(|(file, record)| {
             octets.resize(record.octets, 0);
@@ -535,10 +535,9 @@ impl<F: FileSystem> Store<F> {
 
     fn deliver_again(&mut self, (id, record, destinations): Unpublished, content: &[u8], now: Now) {
         let key = self.begin(id, ANSWERED, destinations.iter().map(String::as_str), true, now);
-        if let Some(delivery) = self.deliveries.get_mut(key) {
-            (delivery.record, delivery.destinations) = (record, destinations);
-            delivery.remove_leftovers(&mut self.maildirs);
-        }
+        let delivery = &mut self.deliveries[key];
+        (delivery.record, delivery.destinations) = (record, destinations);
+        delivery.remove_leftovers(&mut self.maildirs);
         self.finish(key, content, now);
     }
 

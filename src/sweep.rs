@@ -91,8 +91,7 @@ impl<F: FileSystem> Sweeper<F> {
         if self.next() > now.instant {
             return;
         }
-        let begun = self.sweep.take().or_else(|| self.begin(maildirs, now));
-        let Some(mut sweep) = begun else { return self.rest(0, now) };
+        let Some(mut sweep) = self.sweep.take().or_else(|| self.begin(maildirs, now)) else { return self.rest(0, now) };
         match sweep.step(maildirs, self.keep, unsafe_from, now.wall) {
             Ok(true) => return self.sweep = Some(sweep),
             Ok(false) => {}
