@@ -11,7 +11,7 @@ use slab::Slab;
 use crate::config::Config;
 use crate::fs::{Disk, FileSystem, Flush, Ticket};
 use crate::journal::{self, Journal, Record};
-use crate::maildir::{Directories, Health, MAIN_KEY, Maildirs, Name, PROOF, PathError};
+use crate::maildir::{Directories, Health, MAIN_KEY, Maildirs, Name, PROOF, PathError, is_due};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::Outcome;
 use crate::smtp::trace::{MessageId, MessageIds};
@@ -149,16 +149,20 @@ impl<F: FileSystem> Delivery<F> {
         Ok(())
     }
 
-    /// Moves a copy to `new/`, under a fresh name where the first is taken. One that failed has no name to be moved.
-    fn publish(&mut self, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
+    /// Moves a copy to `new/`, under a fresh name where the first is taken, and has it wait for the flush of that. One that
+    /// failed has no name to be moved.
+    fn publish(&mut self, key: usize, index: usize, maildirs: &mut Maildirs<F>) -> io::Result<()> {
+        let Maildirs { fs, open, host, .. } = maildirs;
         let Copy { maildir, attempt: created, place: Place::Tmp, .. } = self.copies[index] else { return Ok(()) };
-        let Directories { tmp, new, .. } = maildirs.open.get(maildir).ok_or(io::ErrorKind::NotFound)?.usable()?;
-        let from = self.name(created, Place::Tmp, &maildirs.host);
+        let maildir = open.get_mut(maildir).ok_or(io::ErrorKind::NotFound)?;
+        let Directories { tmp, new, .. } = maildir.usable()?;
+        let from = self.name(created, Place::Tmp, host);
         let (attempt, ()) = first_free(created, |attempt| {
-            let to = self.name(attempt, Place::New, &maildirs.host);
-            maildirs.fs.rename(tmp, from.as_c_str(), new, to.as_c_str())
+            fs.rename(tmp, from.as_c_str(), new, self.name(attempt, Place::New, host).as_c_str())
         })?;
         (self.copies[index].attempt, self.copies[index].place) = (attempt, Place::New);
+        maildir.moved.push(key);
+        self.waiting += 1;
         Ok(())
     }
 
@@ -187,7 +191,7 @@ impl<F: FileSystem> Delivery<F> {
         let gone = error.kind() == io::ErrorKind::NotFound && maildirs.alone;
         if first == MAIN_KEY && (gone || matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS))) {
             // The directories themselves are gone, or the disk is as good as that.
-            (maildirs.checked, maildirs.health) = (None, Health::Failed);
+            maildirs.health = Health::Failed;
         }
         if let Some(maildir) = maildirs.open.get(first).filter(|_| self.copies.len() > 1 && !self.apart) {
             maildirs.leave_out(maildir.destination.clone(), error, now);
@@ -312,10 +316,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Removes what nobody was told of, as the process is about to end.
     pub fn abort(&mut self) {
-        for (_, mut delivery) in std::mem::take(&mut self.deliveries) {
-            // What is in the journal comes back at the next start, unless it is there.
-            let published = |copy: &&mut Copy<F>| delivery.owner == ANSWERED && copy.place == Place::New;
-            delivery.copies.iter_mut().filter(published).for_each(|copy| copy.place = Place::Nowhere);
+        for (_, delivery) in std::mem::take(&mut self.deliveries) {
             self.forget(delivery);
         }
     }
@@ -336,18 +337,18 @@ impl<F: FileSystem> Store<F> {
             return;
         }
         loop {
-            if flushes_ended {
-                while let Some((ticket, result)) = self.maildirs.fs.ended_flush() {
-                    let (key, number) = (ticket as u32 as usize, (ticket >> NUMBER_SHIFT) as usize);
-                    match ticket & DIRECTORY_TICKET {
-                        _ if ticket == journal::TICKET => self.journal_flushed(result, now),
-                        0 => self.file_flushed(key, number, result, now),
-                        _ => self.directory_flushed(key, result, now),
-                    }
+            while let Some((ticket, result)) = flushes_ended.then(|| self.maildirs.fs.ended_flush()).flatten() {
+                let (key, number) = (ticket as u32 as usize, (ticket >> NUMBER_SHIFT) as usize);
+                match ticket & DIRECTORY_TICKET {
+                    _ if ticket == journal::TICKET => self.journal_flushed(result, now),
+                    0 => self.file_flushed(key, number, result, now),
+                    _ => self.directory_flushed(key, result, now),
                 }
             }
-            let begun = self.advance_journal(now) | self.begin_directory_flushes() | self.begin_file_flushes();
-            flushes_ended = begun && self.maildirs.fs.submit();
+            self.advance_journal(now);
+            self.begin_directory_flushes();
+            self.begin_file_flushes();
+            flushes_ended = self.maildirs.fs.submit();
             if !flushes_ended {
                 return;
             }
@@ -361,10 +362,14 @@ impl<F: FileSystem> Store<F> {
 
     /// How many octets of new mail the disk has room for, or 451: asked once a second, and a failed one tried again.
     pub fn storage(&mut self, now: Now) -> Result<u64, Reply> {
-        if self.maildirs.is_probe_due(now) && !self.deliveries.iter().any(|(_, delivery)| delivery.owner == PROBE) {
+        let Maildirs { open, health, probed, .. } = &mut self.maildirs;
+        let is_tried = || self.deliveries.iter().any(|(_, delivery)| delivery.owner == PROBE);
+        if *health == Health::Failed && open[MAIN_KEY].flushes == 0 && !is_tried() && is_due(probed, now) {
             self.begin_probe(now);
         }
-        self.maildirs.check(now);
+        if self.maildirs.health == Health::Ready && is_due(&mut self.maildirs.checked, now) {
+            self.maildirs.check(now);
+        }
         match self.maildirs.health {
             // Those who know that their mail is safe come first.
             Health::Ready if self.journal.lacks_room => Ok(0),
@@ -391,12 +396,11 @@ impl<F: FileSystem> Store<F> {
     }
 
     /// Begins the flushes of as many messages as there is room for, oldest first.
-    fn begin_file_flushes(&mut self) -> bool {
+    fn begin_file_flushes(&mut self) {
         let mut begun = 0;
         for &key in &self.written {
             let Some(delivery) = self.deliveries.get_mut(key) else { continue };
-            let copies = delivery.copies.iter().enumerate();
-            let files = copies.filter_map(|(index, copy)| Some((index, copy.file.as_ref()?)));
+            let files = delivery.copies.iter().enumerate().filter_map(|(index, it)| Some((index, it.file.as_ref()?)));
             delivery.waiting = files.clone().count();
             if self.flushes > 0 && self.flushes + delivery.waiting > FLUSHES_MAX {
                 break;
@@ -408,24 +412,19 @@ impl<F: FileSystem> Store<F> {
             begun += 1;
         }
         self.written.drain(..begun);
-        begun > 0
     }
 
     /// Begins the flush of each Maildir that messages were moved to, unless one is under way there.
-    fn begin_directory_flushes(&mut self) -> bool {
+    fn begin_directory_flushes(&mut self) {
         let Maildirs { fs, open, .. } = &mut self.maildirs;
-        let mut begun = false;
         for (key, maildir) in open.iter_mut().filter(|(_, it)| it.flushes == 0 && !it.moved.is_empty()) {
             std::mem::swap(&mut maildir.moved, &mut maildir.flushing);
             let all = [&maildir.directories.new, &maildir.directories.cur].into_iter().chain(&maildir.above);
             for (directory, number) in all.zip(0..) {
-                let ticket = DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket;
-                fs.begin_flush(Flush::Directory(directory), ticket);
+                fs.begin_flush(Flush::Directory(directory), DIRECTORY_TICKET | number << NUMBER_SHIFT | key as Ticket);
                 maildir.flushes += 1;
             }
-            begun = true;
         }
-        begun
     }
 
     /// The octets of a message are safe, as far as one of its files goes, or they are not.
@@ -444,14 +443,8 @@ impl<F: FileSystem> Store<F> {
         // Nobody is to see a probe.
         for index in 0..if delivery.owner == PROBE { 0 } else { delivery.copies.len() } {
             let Copy { maildir, .. } = delivery.copies[index];
-            if let Err(error) = delivery.publish(index, &mut self.maildirs) {
+            if let Err(error) = delivery.publish(key, index, &mut self.maildirs) {
                 delivery.fail("move to new/", &error, &|copy| copy.maildir == maildir, &mut self.maildirs, now);
-            }
-        }
-        for copy in delivery.copies.iter().filter(|copy| copy.place == Place::New) {
-            if let Some(maildir) = self.maildirs.open.get_mut(copy.maildir) {
-                maildir.moved.push(key);
-                delivery.waiting += 1;
             }
         }
         if delivery.waiting == 0 {
@@ -469,15 +462,15 @@ impl<F: FileSystem> Store<F> {
         }
         maildir.above.clear();
         let failure = maildir.flush_failure.take();
-        let mut group = std::mem::take(&mut maildir.flushing);
         if failure.is_some() {
-            group.append(&mut maildir.moved);
+            maildir.flushing.append(&mut maildir.moved);
             // What a descriptor reported once it does not report again.
             maildir.failed = true;
             self.maildirs.health = Health::Failed;
             self.journal.doubt();
         }
-        for &message in &group {
+        // It is open until the last messages on their way into it end; and the last to be told hears first.
+        while let Some(message) = self.maildirs.open.get_mut(key).and_then(|maildir| maildir.flushing.pop()) {
             let Some(delivery) = self.deliveries.get_mut(message) else { continue };
             if let Some(error) = &failure {
                 delivery.fail("flush of new/ or cur/", error, &|copy| copy.maildir == key, &mut self.maildirs, now);
@@ -487,23 +480,16 @@ impl<F: FileSystem> Store<F> {
                 self.end(message);
             }
         }
-        group.clear();
-        // It is open still, unless these were the last messages on their way into it.
-        if let Some(maildir) = self.maildirs.open.get_mut(key) {
-            maildir.flushing = group;
-        }
         if let Some((path, error)) = failure.filter(|_| key == MAIN_KEY).and_then(|_| self.maildirs.open_main().err()) {
             error!("{}: {error}", path.display());
         }
     }
 
-    /// Lets go of a message that is safe or failed, and tells its owner unless that knows.
+    /// Lets go of a message that is safe or failed, and tells its owner.
     pub(crate) fn end(&mut self, key: usize) {
         let owner = self.deliveries.get(key).map_or(ANSWERED, |delivery| delivery.owner);
-        if ![PROBE, ANSWERED].contains(&owner) {
-            self.tell(key);
-        }
-        let Some(mut delivery) = self.deliveries.try_remove(key) else { return };
+        self.tell(key);
+        let Some(delivery) = self.deliveries.try_remove(key) else { return };
         if owner == PROBE {
             let path = self.maildirs.open[MAIN_KEY].path.display();
             if delivery.failure().is_none() && self.maildirs.health == Health::Probing {
@@ -514,16 +500,14 @@ impl<F: FileSystem> Store<F> {
                 error!("{path}: still refusing mail");
                 self.maildirs.health = Health::Failed;
             }
-            return self.forget(delivery);
         }
         let mut again: Option<(Reply, Vec<String>)> = None;
-        for (index, copy) in delivery.copies.iter_mut().enumerate() {
+        for (index, copy) in delivery.copies.iter().enumerate() {
             let destination = self.maildirs.open.get(copy.maildir).map(|maildir| &maildir.destination);
             if let Some(reply) = copy.failure.filter(|_| owner == ANSWERED) {
                 let (_, destinations) = again.get_or_insert((reply, Vec::new()));
                 destinations.extend(delivery.destinations.get(index).or(destination).cloned());
             } else if copy.place == Place::New {
-                copy.place = Place::Nowhere;
                 destination.into_iter().for_each(|destination| self.sweeper.note(destination));
             }
         }
@@ -533,9 +517,9 @@ impl<F: FileSystem> Store<F> {
         self.forget(delivery);
     }
 
-    /// Tells the owner what became of a message; what it is told is settled.
+    /// Tells the owner what became of a message, unless that knows; what it is told is settled.
     pub(crate) fn tell(&mut self, key: usize) {
-        let Some(delivery) = self.deliveries.get_mut(key) else { return };
+        let Some(delivery) = self.deliveries.get_mut(key).filter(|it| it.owner < ANSWERED) else { return };
         let failure = delivery.failure();
         self.outcomes.push((delivery.owner, failure.map_or(Outcome::Stored, Outcome::Refused)));
         for (index, copy) in delivery.copies.iter_mut().enumerate().filter(|_| failure.is_none()) {
@@ -545,15 +529,18 @@ impl<F: FileSystem> Store<F> {
         (delivery.owner, delivery.apart) = (ANSWERED, true);
     }
 
-    /// Lets go of a message, with the names that it still has.
+    /// Lets go of a message, with the names that it still has, but for those in `new/` of one that is answered: what the
+    /// journal has comes back at the next start, unless it is there.
     fn forget(&mut self, mut delivery: Delivery<F>) {
         for index in 0..delivery.copies.len() {
-            delivery.unlink(index, &mut self.maildirs);
+            if delivery.owner != ANSWERED || delivery.copies[index].place == Place::Tmp {
+                delivery.unlink(index, &mut self.maildirs);
+            }
+            let Copy { maildir, ref file, .. } = delivery.copies[index];
+            self.files -= usize::from(file.is_some());
+            self.maildirs.release(maildir);
         }
-        for copy in delivery.copies.drain(..) {
-            self.files -= usize::from(copy.file.is_some());
-            self.maildirs.release(copy.maildir);
-        }
+        delivery.copies.clear();
         // A long list goes back, as no envelope counts it any more.
         if delivery.copies.capacity() <= COPIES_KEPT_MAX {
             self.spare.push(delivery.copies);

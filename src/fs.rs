@@ -59,7 +59,7 @@ pub trait FileSystem {
     fn rename(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
     /// Gives the file a second name in the same way.
     fn link(&mut self, from: &Self::Directory, name: &CStr, to: &Self::Directory, new_name: &CStr) -> io::Result<()>;
-    /// Removes `name`; a name that is not there is `NotFound`.
+    /// Removes `name`; one that is not there is removed already.
     fn remove(&mut self, directory: &Self::Directory, name: &CStr) -> io::Result<()>;
     /// Begins a flush, or queues it until [`submit`](Self::submit). It stays open until the end is reported.
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket);
@@ -176,7 +176,7 @@ impl Disk {
 
     /// What becomes readable, to be polled edge-triggered, when flushes end; `None` while they block.
     pub fn flush_event(&self) -> Option<BorrowedFd<'_>> {
-        self.aio.as_ref().map(Aio::event)
+        self.aio.as_ref().map(|aio| aio.event.as_fd())
     }
 
     /// Opens `path` below `at`; with `create` it is made before where it is missing.
@@ -249,7 +249,10 @@ impl FileSystem for Disk {
     }
 
     fn remove(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(directory, name, AtFlags::empty())?)
+        match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => Ok(removed?),
+        }
     }
 
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {
@@ -326,14 +329,13 @@ impl FileSystem for Disk {
     fn open_journal(&mut self, at: &OwnedFd, name: &CStr, make: bool) -> io::Result<Option<(File, u64)>> {
         let made = if make { OFlags::CREATE.union(OFlags::EXCL) } else { OFlags::empty() };
         let file: File = rustix::fs::openat(at, name, JOURNAL | made, Mode::from_raw_mode(0o600))?.into();
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            locked => {
-                let (stat, ()) = (rustix::fs::fstat(&file)?, locked?);
-                // Another process may have removed it before it let go of it.
-                Ok((stat.st_nlink > 0).then_some((file, stat.st_size as u64)))
-            }
+        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        if locked == Err(Errno::WOULDBLOCK) {
+            return Ok(None);
         }
+        let (stat, ()) = (rustix::fs::fstat(&file)?, locked?);
+        // Another process may have removed it before it let go of it.
+        Ok((stat.st_nlink > 0).then_some((file, stat.st_size as u64)))
     }
 
     fn read_at(&mut self, file: &File, octets: &mut [u8], offset: u64) -> io::Result<()> {

@@ -24,6 +24,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Mailboxes that take no new mail as they failed while others of the same message did not, and how long they do not.
 const FAILED_MAX: usize = 256;
 const FAILED_TIME: Duration = Duration::from_secs(60);
+/// How an error tells that there is no such directory.
+const NOT_THERE: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
 /// How a file begins that only proves that mail can be kept. Readers of a Maildir pass over such names.
 pub(crate) const PROOF: &str = ".proof-";
 /// The key of the main Maildir.
@@ -69,8 +71,6 @@ pub(crate) struct Maildir<F: FileSystem> {
     /// What tells it, by whatever name: its file system and its number there.
     identity: (u64, u64),
     pub(crate) path: PathBuf,
-    /// That of `new/`.
-    new_path: PathBuf,
     pub(crate) directories: Directories<F>,
     /// Those opened on the way, to be flushed with the next group: names in them are to be durable, whoever made them.
     pub(crate) above: Vec<F::Directory>,
@@ -111,9 +111,8 @@ pub(crate) struct Maildirs<F: FileSystem> {
     pub(crate) own: String,
     /// The main one always is among them.
     pub(crate) open: Slab<Maildir<F>>,
-    /// Where the main one is, and the file system that held it at the start.
+    /// Where the main one is.
     main: PathBuf,
-    device: Option<u64>,
     /// Where mailboxes are, on which file system, and whether they are made.
     mailboxes: Option<(PathBuf, u64)>,
     pub(crate) create: bool,
@@ -141,7 +140,6 @@ impl<F: FileSystem> Maildirs<F> {
             own: format!("R{random:016x}"),
             open: Slab::new(),
             main: config.maildir.clone(),
-            device: None,
             mailboxes: None,
             create: config.create_mailboxes,
             alone: config.mailboxes.is_none() && config.recipients.is_none(),
@@ -203,13 +201,13 @@ impl<F: FileSystem> Maildirs<F> {
     }
 
     /// Opens a Maildir, and makes what it lacks; with `create` it is made itself. The main one is made only at the
-    /// start, and what it lacks only where it was then: if it vanishes later it may be on a card that was pulled, and
+    /// start, and what it lacks only on the file system where it was: if it vanishes later it may be on a card that was pulled, and
     /// mail must not go to what lies below the mount point.
     fn open_maildir(&mut self, destination: &str, create: bool) -> Result<Maildir<F>, PathError> {
         let mut above = Vec::new();
         let (path, root) = self.open_root(destination, create, &mut above)?;
         let identity = self.fs.identity(&root).map_err(|error| (path.clone(), error))?;
-        let create = destination != MAIN || *self.device.get_or_insert(identity.0) == identity.0;
+        let create = destination != MAIN || self.open.get(MAIN_KEY).is_none_or(|it| it.identity.0 == identity.0);
         let mut open = |name: &str| {
             let opened = self.fs.open_directory_in(&root, Name::new(&[name]).as_c_str(), create);
             opened.map_err(|error| (path.join(name), error))
@@ -219,7 +217,6 @@ impl<F: FileSystem> Maildirs<F> {
         Ok(Maildir {
             destination: destination.to_owned(),
             identity,
-            new_path: path.join("new"),
             path,
             directories,
             above,
@@ -244,34 +241,30 @@ impl<F: FileSystem> Maildirs<F> {
         };
         let path = base.join(below);
         let base_may_come = below.is_empty() && (create || self.create && destination != MAIN);
-        let opened = self.open_below(&base, below, device, (create, base_may_come), above);
-        opened.map(|root| (path.clone(), root)).map_err(|error| (path, error))
-    }
-
-    fn open_below(
-        &mut self, base: &Path, below: &str, device: Option<u64>, (create, base_may_come): (bool, bool),
-        above: &mut Vec<F::Directory>,
-    ) -> io::Result<F::Directory> {
-        let opened = self.fs.open_directory(base, false);
-        let mut directory = match (opened.as_ref().map_err(io::Error::kind), base_may_come) {
-            (Err(io::ErrorKind::NotFound), true) if create => {
-                let made = self.fs.open_directory(base, true)?;
-                above.push(self.fs.open_directory_in(&made, c"..", false)?);
-                made
+        let mut open = || {
+            let mut directory = match self.fs.open_directory(&base, false) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && create && below.is_empty() => {
+                    let made = self.fs.open_directory(&base, true)?;
+                    above.push(self.fs.open_directory_in(&made, c"..", false)?);
+                    made
+                }
+                // It is not a mailbox that is missing: what an administrator named was there, and may be on a card that was pulled.
+                Err(error) if NOT_THERE.contains(&error.kind()) && !base_may_come => {
+                    return Err(io::Error::other(error));
+                }
+                opened => opened?,
+            };
+            if device.is_some() && device != self.fs.identity(&directory).ok().map(|(device, _)| device) {
+                return Err(io::Error::other("another file system is in its place"));
             }
-            // It is not a mailbox that is missing: what an administrator named was there, and may be on a card that was pulled.
-            (Err(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory), false) => opened.map_err(io::Error::other)?,
-            _ => opened?,
+            for text in below.split('/').filter(|name| !name.is_empty()) {
+                let inner = self.fs.open_directory_in(&directory, Name::new(&[text]).as_c_str(), create)?;
+                let outer = std::mem::replace(&mut directory, inner);
+                above.extend(create.then_some(outer));
+            }
+            Ok(directory)
         };
-        if device.is_some() && device != self.fs.identity(&directory).ok().map(|(device, _)| device) {
-            return Err(io::Error::other("another file system is in its place"));
-        }
-        for text in below.split('/').filter(|name| !name.is_empty()) {
-            let inner = self.fs.open_directory_in(&directory, Name::new(&[text]).as_c_str(), create)?;
-            let outer = std::mem::replace(&mut directory, inner);
-            above.extend(create.then_some(outer));
-        }
-        Ok(directory)
+        open().map(|root| (path.clone(), root)).map_err(|error| (path, error))
     }
 
     /// Closes a Maildir that nothing is on its way into any more.
@@ -295,7 +288,7 @@ impl<F: FileSystem> Maildirs<F> {
         let Err((path, error)) = self.open_root(destination, false, &mut Vec::new()) else { return Ok(()) };
         match error.kind() {
             io::ErrorKind::NotFound if create => Ok(()),
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Err(Reply::NO_SUCH_MAILBOX),
+            kind if NOT_THERE.contains(&kind) => Err(Reply::NO_SUCH_MAILBOX),
             _ => {
                 self.complain(&path, "open", &error, now);
                 Err(Reply::STORAGE_FAILED)
@@ -314,11 +307,8 @@ impl<F: FileSystem> Maildirs<F> {
 
     /// Asks for room, and whether the directories are still where they were.
     pub(crate) fn check(&mut self, now: Now) {
-        if !is_due(&mut self.checked, now) || self.health != Health::Ready {
-            return;
-        }
         let main = &self.open[MAIN_KEY];
-        let there = main.usable().and_then(|it| self.fs.is_same(&main.new_path, &it.new));
+        let there = main.usable().and_then(|it| self.fs.is_same(&main.path.join("new"), &it.new));
         if !matches!(there, Ok(true)) && main.flushes == 0 {
             let (first, then) = if main.failed { (Level::Debug, Level::Debug) } else { (Level::Warn, Level::Error) };
             log!(first, "{}: removed or replaced while running; opening it again", main.path.display());
@@ -331,8 +321,7 @@ impl<F: FileSystem> Maildirs<F> {
             }
         }
         let Maildir { path, directories: Directories { tmp, new, .. }, .. } = &self.open[MAIN_KEY];
-        self.litter
-            .retain(|(in_tmp, name)| remove(&mut self.fs, if *in_tmp { tmp } else { new }, name.as_c_str()).is_err());
+        self.litter.retain(|(in_tmp, name)| self.fs.remove(if *in_tmp { tmp } else { new }, name.as_c_str()).is_err());
         let mailboxes = self.mailboxes.as_ref().and_then(|(path, _)| self.fs.open_directory(path, false).ok());
         let spaces = [Some(new), mailboxes.as_ref()].into_iter().flatten().filter_map(|it| self.fs.space(it).ok());
         let Some(space) = spaces.min_by_key(|space| space.free) else { return };
@@ -353,16 +342,10 @@ impl<F: FileSystem> Maildirs<F> {
         }
     }
 
-    /// Whether a failed disk is to be tried again.
-    pub(crate) fn is_probe_due(&mut self, now: Now) -> bool {
-        let idle = self.health == Health::Failed && self.open[MAIN_KEY].flushes == 0;
-        idle && is_due(&mut self.probed, now)
-    }
-
     /// Removes a name in `tmp/` or else in `new/`.
     pub(crate) fn unlink(&mut self, key: usize, in_tmp: bool, name: Name) {
         let Some(Maildir { path, directories: Directories { tmp, new, .. }, .. }) = self.open.get(key) else { return };
-        if let Err(error) = remove(&mut self.fs, if in_tmp { tmp } else { new }, name.as_c_str()) {
+        if let Err(error) = self.fs.remove(if in_tmp { tmp } else { new }, name.as_c_str()) {
             // One line for all that follow.
             if self.litter.is_empty() {
                 error!("{}: a file of a refused message can't be removed: {error}", path.display());
@@ -386,16 +369,8 @@ impl<F: FileSystem> Maildirs<F> {
     }
 }
 
-/// Removes a name; one that is not there is removed already.
-pub(crate) fn remove<F: FileSystem>(fs: &mut F, directory: &F::Directory, name: &CStr) -> io::Result<()> {
-    match fs.remove(directory, name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
 /// Whether it is time for what is done once in a while; then `next` is when it is the next time.
-fn is_due(next: &mut Option<Instant>, now: Now) -> bool {
+pub(crate) fn is_due(next: &mut Option<Instant>, now: Now) -> bool {
     let due = next.is_none_or(|next| now.instant >= next);
     if due {
         *next = Some(now.instant + CHECK_INTERVAL);

@@ -9,7 +9,7 @@ use log::{info, warn};
 
 use crate::delivery::Now;
 use crate::fs::FileSystem;
-use crate::maildir::{Directories, Maildirs, PROOF, remove};
+use crate::maildir::{Directories, Maildirs, PROOF};
 
 /// Age at which a file in `tmp/` is a leftover, after the Maildir specification.
 const LEFTOVER_AGE: Duration = Duration::from_secs(36 * 3600);
@@ -134,7 +134,7 @@ impl<F: FileSystem> Sweep<F> {
         let (path, Directories { tmp, new, .. }) = (maildir.path.display(), maildir.usable()?);
         for _ in 0..NAMES_MAX {
             if let Some(name) = self.going.pop() {
-                remove(fs, new, &name)?;
+                fs.remove(new, &name)?;
                 self.removed += 1;
                 continue;
             }

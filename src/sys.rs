@@ -8,8 +8,7 @@ use crate::fs::{Disk, Flush, Ticket};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::io;
-use std::mem::{offset_of, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 /// Requests handed over, or ends fetched, by one system call.
@@ -35,11 +34,8 @@ struct Iocb {
 /// The end of a request, as `struct io_event`: the request's data, its address, the result, a second result.
 type IoEvent = [u64; 4];
 
-const _: () = {
-    assert!(size_of::<Iocb>() == 64 && size_of::<IoEvent>() == 32);
-    assert!(offset_of!(Iocb, data) == 0 && offset_of!(Iocb, opcode) == 16 && offset_of!(Iocb, file) == 20);
-    assert!(offset_of!(Iocb, flags) == 56 && offset_of!(Iocb, event) == 60);
-};
+/// No field is aligned to more octets than stand before it: as nothing is added between them, each is where it belongs.
+const _: () = assert!(size_of::<Iocb>() == 64);
 
 /// What the result of an event says: an error is its number, below 0.
 fn result_of(event: i64) -> io::Result<()> {
@@ -52,7 +48,8 @@ fn result_of(event: i64) -> io::Result<()> {
 pub(crate) struct Aio {
     /// `aio_context_t`, as wide as a `long` of the kernel's interface.
     context: libc::c_ulong,
-    event: OwnedFd,
+    /// What becomes readable when flushes end, for edge-triggered polling: each end is an edge, so nobody has to read.
+    pub(crate) event: OwnedFd,
     /// Requests that the kernel took and whose ends were not fetched.
     in_flight: usize,
     queued: VecDeque<Iocb>,
@@ -76,11 +73,6 @@ impl Aio {
         Ok(Self { context, event, in_flight: 0, queued, ended, drained: false })
     }
 
-    /// What becomes readable when flushes end, for edge-triggered polling: each end is an edge, so nobody has to read.
-    pub(crate) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
-    }
-
     pub(crate) fn queue(&mut self, what: Flush<'_, Disk>, ticket: Ticket) {
         let (opcode, file) = match what {
             Flush::File(file) => (IOCB_CMD_FDSYNC, file.as_raw_fd()),
@@ -101,18 +93,17 @@ impl Aio {
             // the call returns and keeps a reference to its file, so neither has to outlive the call. A flush moves
             // no memory of this process, so that even a wrong descriptor can't harm it.
             let taken = unsafe { libc::syscall(libc::SYS_io_submit, self.context, wanted, pointers.as_mut_ptr()) };
+            let error = io::Error::last_os_error();
             // The kernel stops at a request that it can't take. The next round begins with it and learns why.
             if let Ok(taken @ 1..) = usize::try_from(taken) {
                 self.in_flight += taken;
                 self.queued.drain(..taken);
-                continue;
-            }
-            let error = io::Error::last_os_error();
-            // Those under way will make room. Were there none, nothing would ever bring us back here.
-            if error.raw_os_error() == Some(libc::EAGAIN) && self.in_flight > 0 {
+            } else if error.raw_os_error() == Some(libc::EAGAIN) && self.in_flight > 0 {
+                // Those under way will make room. Were there none, nothing would ever bring us back here.
                 break;
+            } else {
+                self.ended.extend(self.queued.pop_front().map(|request| (request.data, Err(error))));
             }
-            self.ended.extend(self.queued.pop_front().map(|request| (request.data, Err(error))));
         }
         !self.ended.is_empty()
     }

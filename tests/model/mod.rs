@@ -513,12 +513,11 @@ impl FileSystem for ModelDisk {
         if result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
             return result;
         }
-        if !machine.names(directory.inode).seen.contains_key(text(name)) {
-            return Err(Errno::NOENT.into());
+        if machine.names(directory.inode).seen.contains_key(text(name)) {
+            let number = machine.next_change();
+            machine.change(directory.inode, number, text(name), None);
         }
-        let number = machine.next_change();
-        machine.change(directory.inode, number, text(name), None);
-        result
+        Ok(())
     }
 
     fn begin_flush(&mut self, what: Flush<'_, Self>, ticket: Ticket) {

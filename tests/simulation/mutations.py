@@ -22,7 +22,7 @@ MUTATIONS = [
         "src/delivery.rs",
         "            self.written.push(key);\n",
         "            if let Some(delivery) = self.deliveries.get_mut(key) {\n"
-        "                (0..delivery.copies.len()).for_each(|index| drop(delivery.publish(index, &mut self.maildirs)));\n"
+        "                (0..delivery.copies.len()).for_each(|index| drop(delivery.publish(key, index, &mut self.maildirs)));\n"
         "            }\n"
         "            self.written.push(key);\n",
         "moved to new/ before the octets are flushed",

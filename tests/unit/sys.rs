@@ -21,7 +21,7 @@ fn files(scratch: &Scratch, count: usize) -> (Vec<File>, OwnedFd) {
 /// Waits, by edges alone, for `count` ends; gives ticket and error number of each, ordered.
 fn wait(flusher: &mut Aio, count: usize) -> Vec<(u64, Option<i32>)> {
     let mut poll = mio::Poll::new().unwrap();
-    let raw = flusher.event().as_raw_fd();
+    let raw = flusher.event.as_raw_fd();
     poll.registry().register(&mut SourceFd(&raw), mio::Token(0), mio::Interest::READABLE).unwrap();
     let mut events = mio::Events::with_capacity(4);
     let mut ends = Vec::new();
