@@ -333,9 +333,6 @@ impl<F: FileSystem> Store<F> {
 
     /// Moves every message as far as it can go now. With `flushes_ended` the file system is asked which flushes ended.
     pub fn advance(&mut self, mut flushes_ended: bool, now: Now) {
-        if !flushes_ended && self.deliveries.is_empty() && self.journal.is_at_rest() {
-            return;
-        }
         loop {
             while let Some((ticket, result)) = flushes_ended.then(|| self.maildirs.fs.ended_flush()).flatten() {
                 let (key, number) = (ticket as u32 as usize, (ticket >> NUMBER_SHIFT) as usize);
@@ -469,7 +466,7 @@ impl<F: FileSystem> Store<F> {
             self.maildirs.health = Health::Failed;
             self.journal.doubt();
         }
-        // It is open until the last messages on their way into it end; and the last to be told hears first.
+        // It is open until the last of them ends. Outcomes are taken from the last on, too, so who came first hears first.
         while let Some(message) = self.maildirs.open.get_mut(key).and_then(|maildir| maildir.flushing.pop()) {
             let Some(delivery) = self.deliveries.get_mut(message) else { continue };
             if let Some(error) = &failure {

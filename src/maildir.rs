@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayString;
 use log::{Level, error, log, warn};
-use rustix::io::Errno;
 use slab::Slab;
 
 use crate::config::Config;
@@ -298,8 +297,7 @@ impl<F: FileSystem> Maildirs<F> {
 
     /// Has one that failed take nothing for a while, so that a next try reaches the others; not if we lack descriptors.
     pub(crate) fn leave_out(&mut self, destination: String, error: &io::Error, now: Now) {
-        let errno = Errno::from_io_error(error);
-        if destination != MAIN && !matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM)) {
+        if destination != MAIN && !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) {
             self.failed.truncate(FAILED_MAX);
             self.failed.push((destination, now.instant + FAILED_TIME));
         }
