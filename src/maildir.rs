@@ -70,6 +70,8 @@ pub(crate) struct Maildir<F: FileSystem> {
     /// What tells it, by whatever name: its file system and its number there.
     identity: (u64, u64),
     pub(crate) path: PathBuf,
+    /// That of `new/`, which is asked for each second.
+    new_path: PathBuf,
     pub(crate) directories: Directories<F>,
     /// Those opened on the way, to be flushed with the next group: names in them are to be durable, whoever made them.
     pub(crate) above: Vec<F::Directory>,
@@ -216,6 +218,7 @@ impl<F: FileSystem> Maildirs<F> {
         Ok(Maildir {
             destination: destination.to_owned(),
             identity,
+            new_path: path.join("new"),
             path,
             directories,
             above,
@@ -306,7 +309,7 @@ impl<F: FileSystem> Maildirs<F> {
     /// Asks for room, and whether the directories are still where they were.
     pub(crate) fn check(&mut self, now: Now) {
         let main = &self.open[MAIN_KEY];
-        let there = main.usable().and_then(|it| self.fs.is_same(&main.path.join("new"), &it.new));
+        let there = main.usable().and_then(|it| self.fs.is_same(&main.new_path, &it.new));
         if !matches!(there, Ok(true)) && main.flushes == 0 {
             let (first, then) = if main.failed { (Level::Debug, Level::Debug) } else { (Level::Warn, Level::Error) };
             log!(first, "{}: removed or replaced while running; opening it again", main.path.display());
