@@ -316,9 +316,7 @@ impl<F: FileSystem> Store<F> {
 
     /// Removes what nobody was told of, as the process is about to end.
     pub fn abort(&mut self) {
-        for (_, delivery) in std::mem::take(&mut self.deliveries) {
-            self.forget(delivery);
-        }
+        std::mem::take(&mut self.deliveries).into_iter().for_each(|(_, delivery)| self.forget(delivery));
     }
 
     /// Whether no message is between its first octet and its place in `new/`.
@@ -333,6 +331,9 @@ impl<F: FileSystem> Store<F> {
 
     /// Moves every message as far as it can go now. With `flushes_ended` the file system is asked which flushes ended.
     pub fn advance(&mut self, mut flushes_ended: bool, now: Now) {
+        if !flushes_ended && self.deliveries.is_empty() && self.journal.is_at_rest() {
+            return;
+        }
         loop {
             while let Some((ticket, result)) = flushes_ended.then(|| self.maildirs.fs.ended_flush()).flatten() {
                 let (key, number) = (ticket as u32 as usize, (ticket >> NUMBER_SHIFT) as usize);
