@@ -117,9 +117,8 @@ fn check_login(argument: &str, line: &[u8], syntax: Syntax) {
         Ok((mechanism, response)) => {
             within(mechanism, line);
             assert!((1..=20).contains(&mechanism.len()) && mechanism.is_ascii(), "{mechanism:?}");
-            assert!(response.is_none_or(|text| !text.contains(' ') && text != "="), "{response:?}");
-            let response =
-                response.map_or(String::new(), |text| format!(" {}", if text.is_empty() { "=" } else { text }));
+            assert!(response.is_none_or(|text| !text.contains(' ') && !text.is_empty()), "{response:?}");
+            let response = response.map_or(String::new(), |text| format!(" {text}"));
             assert!(login(&format!("{mechanism}{response}"), syntax).is_ok());
         }
         Err(reply) => assert!(reply.0.starts_with("501"), "{reply:?}"),
@@ -133,7 +132,7 @@ fn write(command: &Command<'_>) -> String {
         Command::Hello(Hello::Ehlo, name) => format!("EHLO {name}"),
         Command::Hello(Hello::Lhlo, name) => format!("LHLO {name}"),
         Command::Mail(path, MailParameters { size, smtp_utf8 }) => {
-            let size = size.map_or(String::new(), |size| format!(" SIZE={size}"));
+            let size = if *size > 0 { format!(" SIZE={size}") } else { String::new() };
             let utf8 = if *smtp_utf8 { " SMTPUTF8" } else { "" };
             format!("MAIL FROM:<{}>{size}{utf8}", path.as_str())
         }

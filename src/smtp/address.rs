@@ -35,8 +35,8 @@ impl<'a> Path<'a> {
     /// Reads all of `text` as a `Mailbox`. Lenient syntax has dots anywhere in a local part (HPE iLO), no domain
     /// (`root`), underscores in one, hyphens at either end of its labels, and a dot at its end.
     pub fn mailbox(text: &'a str, syntax: Syntax) -> Option<Self> {
-        let (path, rest) = Self::read_mailbox(text, syntax)?;
-        (rest.is_empty() && path.is_mailbox(syntax)).then_some(path)
+        let (path, rest) = Self::read_mailbox(text, "", syntax)?;
+        rest.is_empty().then_some(path)
     }
 
     /// Reads a path of a `Mailbox`, or of `other`, which has no domain.
@@ -44,29 +44,25 @@ impl<'a> Path<'a> {
         let inside = text.strip_prefix('<').map(|inside| syntax.skip_blanks(inside));
         let (path, rest) = match inside {
             None if syntax.strict => return None,
-            Some(inside) if inside.starts_with('>') => (Self { text: "", local_part_octets: 0 }, inside),
-            _ => Self::read_mailbox(after_route(inside.unwrap_or(text), syntax)?, syntax)?,
+            Some(rest) if other.is_empty() && rest.starts_with('>') => (Self { text: "", local_part_octets: 0 }, rest),
+            _ => Self::read_mailbox(after_route(inside.unwrap_or(text), syntax)?, other, syntax)?,
         };
         let rest = if inside.is_some() { syntax.skip_blanks(rest).strip_prefix('>')? } else { rest };
         let ended = rest.is_empty() || rest.starts_with(|character| syntax.is_blank(character));
         // All of the path counts (RFC 5321 4.5.3.1.3); in lenient syntax it may be half of the longest command line.
         let fits = text.len() - rest.len() <= if syntax.strict { 256 } else { 1024 };
-        let is_other = path.text.eq_ignore_ascii_case(other);
-        let path = if is_other { Self { text: other, ..path } } else { path };
-        (ended && fits && (is_other || path.is_mailbox(syntax))).then_some((path, rest))
+        (ended && fits).then_some((path, rest))
     }
 
-    fn read_mailbox(text: &'a str, syntax: Syntax) -> Option<(Self, &'a str)> {
+    /// Reads a `Mailbox`, or `other`, at the start of `text`.
+    fn read_mailbox(text: &'a str, other: &'static str, syntax: Syntax) -> Option<(Self, &'a str)> {
         let local_part_octets = local_part_octets(text, syntax)?;
         let domain = text.get(local_part_octets..)?.strip_prefix('@');
         let domain_octets = domain.map_or(Some(0), |domain| Some(1 + domain_octets(domain, syntax)?))?;
         let (text, rest) = text.split_at_checked(local_part_octets + domain_octets)?;
-        is_harmless(text).then_some((Self { text, local_part_octets }, rest))
-    }
-
-    /// Whether there is all that a `Mailbox` has; lenient syntax does without the domain.
-    fn is_mailbox(&self, syntax: Syntax) -> bool {
-        self.domain().is_some() || (!syntax.strict && !self.text.is_empty())
+        let is_other = text.eq_ignore_ascii_case(other);
+        let good = is_harmless(text) && (domain.is_some() || is_other || !syntax.strict);
+        good.then_some((Self { text: if is_other { other } else { text }, local_part_octets }, rest))
     }
 
     /// As it was sent, but `Postmaster` always in this spelling; empty for the null path.

@@ -4,7 +4,7 @@
 use std::str;
 
 use super::address::{DOMAIN_OCTETS_MAX, Path, domain_octets, is_ldh};
-use super::reply::Reply;
+use super::reply::{Reply, refuse_if};
 
 /// How commands are read: forgiving towards devices, as by default, or to the letter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,8 +57,9 @@ pub enum Hello {
 /// What MAIL says behind its path (RFC 5321 4.1.1.11). Either kind of body (RFC 6152 2) is stored as it comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MailParameters {
-    /// Octets of the message, as the peer estimates them (RFC 1870 6); those above `u64` count as `u64::MAX`.
-    pub size: Option<u64>,
+    /// Octets of the message, as the peer estimates them (RFC 1870 6), 0 if it does not; those above `u64` count as
+    /// `u64::MAX`.
+    pub size: u64,
     /// Whether addresses and header fields may be UTF-8 (RFC 6531 3.4).
     pub smtp_utf8: bool,
 }
@@ -109,7 +110,7 @@ impl<'a> Command<'a> {
 
 fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     let good = is_text(name) && (!syntax.strict || domain_octets(name, syntax) == Some(name.len()));
-    if good && name.len() <= DOMAIN_OCTETS_MAX { Ok(Command::Hello(hello, name)) } else { Err(Reply::BAD_NAME) }
+    refuse_if(!good || name.len() > DOMAIN_OCTETS_MAX, Reply::BAD_NAME).map(|()| Command::Hello(hello, name))
 }
 
 /// What stands behind `FROM:` or `TO:`.
@@ -132,15 +133,14 @@ fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters
     for word in text.get(1..).into_iter().flat_map(|text| words(text, syntax)) {
         let (keyword, value) = word.split_once('=').map_or((word, None), |(keyword, value)| (keyword, Some(value)));
         let is_value = |value| is_text(value) && !(syntax.strict && (value.is_empty() || value.contains('=')));
-        if keyword.is_empty() || !keyword.bytes().all(is_ldh) || !value.is_none_or(is_value) {
-            return Err(Reply::PARAMETER_MALFORMED);
-        }
+        let is_keyword = !keyword.is_empty() && keyword.bytes().all(is_ldh);
+        refuse_if(!is_keyword || !value.is_none_or(is_value), Reply::PARAMETER_MALFORMED)?;
         let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
         let (keyword, seen) = found.ok_or(Reply::PARAMETER_UNKNOWN)?;
         match (*keyword, value) {
             _ if std::mem::replace(seen, true) => return Err(Reply::PARAMETER_MALFORMED),
             ("SIZE", None | Some("")) if !syntax.strict => {}
-            ("SIZE", Some(value)) if is_number(value) => parameters.size = Some(value.parse().unwrap_or(u64::MAX)),
+            ("SIZE", Some(value)) if is_number(value) => parameters.size = value.parse().unwrap_or(u64::MAX),
             ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
             // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
             ("BODY", Some(value)) if !value.is_empty() => return Err(Reply::PARAMETER_UNKNOWN),
@@ -164,36 +164,28 @@ fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
-/// The argument of AUTH, or 501: a mechanism, and perhaps an initial response, not proven here, empty for `=`.
+/// The argument of AUTH, or 501: a mechanism, and perhaps an initial response, not proven here.
 pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
     let [mechanism, initial_response, more] = three_words(argument, syntax);
     let mechanism = mechanism.unwrap_or_default();
     nothing(initial_response.unwrap_or_default(), false)?;
     let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_') && matches!(mechanism.len(), 1..=20);
-    let login = (mechanism, initial_response.map(|text| if text == "=" { "" } else { text }));
-    if named && more.is_none() { Ok(login) } else { Err(Reply::BAD_ARGUMENT) }
+    refuse_if(!named || more.is_some(), Reply::BAD_ARGUMENT).map(|()| (mechanism, initial_response))
 }
 
 /// The argument of VRFY or EXPN, which in UTF-8 ends in ` SMTPUTF8` (RFC 6531 3.7.4.2).
 fn search(argument: &str) -> Result<(), Reply> {
     let announced = argument.rsplit_once(' ').filter(|(_, keyword)| keyword.eq_ignore_ascii_case("SMTPUTF8"));
     let string = announced.map_or(argument, |(string, _)| string);
-    match string {
-        "" => Err(Reply::BAD_ARGUMENT),
-        _ if string.starts_with(' ') || string.chars().any(char::is_control) => Err(Reply::SYNTAX_ERROR),
-        _ if announced.is_none() && !string.is_ascii() => Err(Reply::UTF8_NOT_ANNOUNCED),
-        _ => Ok(()),
-    }
+    refuse_if(string.is_empty(), Reply::BAD_ARGUMENT)?;
+    refuse_if(string.starts_with(' ') || string.chars().any(char::is_control), Reply::SYNTAX_ERROR)?;
+    refuse_if(announced.is_none() && !string.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)
 }
 
 /// The argument of a command that takes none, or any text that means nothing.
 fn nothing(argument: &str, strict: bool) -> Result<(), Reply> {
-    match argument {
-        "" => Ok(()),
-        _ if strict => Err(Reply::BAD_ARGUMENT),
-        _ if is_text(argument) => Ok(()),
-        _ => Err(Reply::SYNTAX_ERROR),
-    }
+    refuse_if(strict && !argument.is_empty(), Reply::BAD_ARGUMENT)?;
+    refuse_if(!is_text(argument), Reply::SYNTAX_ERROR)
 }
 
 /// Whether `text` is printable ASCII. A space at its start is one that strict syntax has no place for.

@@ -87,6 +87,10 @@ impl Reply {
     }
 }
 
+pub(super) fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
+    if condition { Err(reply) } else { Ok(()) }
+}
+
 /// Appends texts one behind the other, at a fraction of the cost of `write!`: each message has dozens.
 #[inline(never)]
 pub(super) fn append(octets: &mut Vec<u8>, texts: &[&str]) {

@@ -10,7 +10,7 @@ use super::address::Path;
 use super::command::{Command, Hello, MailParameters, Syntax, foreign, login};
 use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
-use super::reply::{Reply, append};
+use super::reply::{Reply, append, refuse_if};
 use super::trace::{MessageId, MessageIds, Peer};
 use crate::metrics::Counters;
 
@@ -392,8 +392,7 @@ impl Session {
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
-        let text = line.strip_suffix(b"\n").unwrap_or(line);
-        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        let text = line.strip_suffix(b"\r\n").or(line.strip_suffix(b"\n")).unwrap_or(line);
         let syntax = Syntax { strict: turn.settings.strict };
         self.decoder.note_line_end(line);
         self.ended = self.ended.wrapping_add(line_feed.is_some().into());
@@ -422,8 +421,9 @@ impl Session {
                 transaction.note_refusal("", reply.0);
             }
             if [Reply::MESSAGE_TOO_LARGE, Reply::STORAGE_FULL, Reply::STORAGE_FAILED].contains(&reply) {
-                // At MAIL that is the end of a whole message.
+                // At MAIL that is the end of a whole message, whose sender the log names.
                 turn.spare.counters.count(Some(reply));
+                self.end_transaction(turn.spare);
             }
             self.errors += u32::from(counts && reply.0.starts_with('5'));
             if self.errors > turn.errors_max && !matches!(self.phase, Phase::Closed) {
@@ -551,23 +551,18 @@ impl Session {
     fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
         let path = reverse_path.as_str();
-        let size = parameters.size.unwrap_or(0);
         let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
         self.hint = (hello_missing && !self.lmtp).then_some(TOO_STRICT).or(self.hint);
         refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
         refuse_if(settings.transactions_max.is_some_and(|max| self.transactions >= max), Reply::TOO_MANY_TRANSACTIONS)?;
-        let too_large = size > settings.message_octets_max;
+        let too_large = parameters.size > settings.message_octets_max;
         refuse_if(!parameters.smtp_utf8 && !path.is_ascii(), Reply::UTF8_NOT_ANNOUNCED)?;
-        refuse_if(!too_large && turn.storage? < size.max(1), Reply::STORAGE_FULL)?;
+        refuse_if(!too_large && turn.storage? < parameters.size.max(1), Reply::STORAGE_FULL)?;
         let transaction = self.transaction.insert(turn.spare.transactions.pop().unwrap_or_default());
         transaction.smtp_utf8 = parameters.smtp_utf8;
         add_line(&mut transaction.paths, path);
         transaction.reverse_path_octets = path.len();
-        if too_large {
-            transaction.note_refusal("", Reply::MESSAGE_TOO_LARGE.0);
-            self.end_transaction(turn.spare);
-            return Err(Reply::MESSAGE_TOO_LARGE);
-        }
+        refuse_if(too_large, Reply::MESSAGE_TOO_LARGE)?;
         transaction.settle(&mut turn.spare.envelope_octets);
         if self.origin.is_empty() {
             self.introduce("", turn.spare);
@@ -760,17 +755,14 @@ impl Session {
     }
 
     fn login(&mut self, user_name: bool, response: &[u8]) -> Reply {
-        self.phase = Phase::Command;
-        if response == b"*" {
-            Reply::LOGIN_CANCELLED
-        } else if !is_base64(response) {
-            Reply::LOGIN_MALFORMED
-        } else if user_name {
-            self.phase = Phase::Login { user_name: false };
-            Reply::CHALLENGE_PASSWORD
-        } else {
-            self.logged_in = true;
-            Reply::LOGIN_ACCEPTED
+        let good = is_base64(response);
+        self.logged_in = good && !user_name;
+        self.phase = if good && user_name { Phase::Login { user_name: false } } else { Phase::Command };
+        match response {
+            b"*" => Reply::LOGIN_CANCELLED,
+            _ if !good => Reply::LOGIN_MALFORMED,
+            _ if user_name => Reply::CHALLENGE_PASSWORD,
+            _ => Reply::LOGIN_ACCEPTED,
         }
     }
 
@@ -833,14 +825,9 @@ fn append_quoted(line: &mut String, key: &str, text: &str) {
     }
 }
 
-fn refuse_if(condition: bool, reply: Reply) -> Result<(), Reply> {
-    if condition { Err(reply) } else { Ok(()) }
-}
-
 /// Whether `text` is base64 (RFC 4648 4); `=` alone is the empty response of RFC 4954.
 fn is_base64(text: &[u8]) -> bool {
-    let digits = text.iter().rev().skip_while(|&&octet| octet == b'=').count();
-    let digit = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'+' | b'/');
-    let whole = text.len() % 4 == 0 && text.len() - digits <= 2 && text.iter().take(digits).all(digit);
-    whole || text == b"="
+    let digits = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);
+    let is_digit = |octet: &u8| octet.is_ascii_alphanumeric() || matches!(octet, b'+' | b'/');
+    text == b"=" || text.len() % 4 == 0 && digits.iter().all(is_digit)
 }

@@ -168,7 +168,7 @@ fn paths() {
 
 #[test]
 fn mail_parameters() {
-    let size = |size| MailParameters { size: Some(size), ..MailParameters::default() };
+    let size = |size| MailParameters { size, ..MailParameters::default() };
     let none = MailParameters::default();
     let good = [
         ("SIZE=0", size(0)),
@@ -178,7 +178,7 @@ fn mail_parameters() {
         ("SIZE=99999999999999999999", size(u64::MAX)),
         ("BODY=7bit", none),
         ("body=8BitMime", none),
-        ("SMTPUTF8 SIZE=1 BODY=8BITMIME", MailParameters { size: Some(1), smtp_utf8: true }),
+        ("SMTPUTF8 SIZE=1 BODY=8BITMIME", MailParameters { size: 1, smtp_utf8: true }),
     ];
     let malformed = [
         "SIZE=-1",
@@ -272,7 +272,7 @@ fn authentication() {
     both("AUTH \t", Ok(Command::Auth("")));
     for syntax in [STRICT, LENIENT] {
         assert_eq!(login("LOGIN", syntax), Ok(("LOGIN", None)));
-        assert_eq!(login("plain =", syntax), Ok(("plain", Some(""))));
+        assert_eq!(login("plain =", syntax), Ok(("plain", Some("="))));
         assert_eq!(login("PLAIN AGEAYg==", syntax), Ok(("PLAIN", Some("AGEAYg=="))));
         assert_eq!(login("SCRAM-SHA-256", syntax), Ok(("SCRAM-SHA-256", None)));
         for argument in ["", "=", "A.B", "ABCDEFGHIJKLMNOPQRSTU", "PLAIN a b", "é"] {
