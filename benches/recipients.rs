@@ -13,7 +13,7 @@ use criterion::{BenchmarkId, Criterion};
 use mailchute::Config;
 use mailchute::recipients::Recipients;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
+use mailchute::smtp::command::LENIENT;
 
 const RECIPIENTS: usize = 4096;
 
@@ -51,7 +51,7 @@ fn benchmark(criterion: &mut Criterion) {
         };
         for (name, found, address) in asks {
             let addresses: Vec<_> = (0..RECIPIENTS).map(|index| format!("<{}>", address(index))).collect();
-            let paths = addresses.iter().map(|it| Path::forward(it, Syntax { strict: false }).unwrap().0);
+            let paths = addresses.iter().map(|it| Path::forward(it, LENIENT).unwrap().0);
             let mut paths = paths.collect::<Vec<_>>().into_iter().cycle();
             group.bench_function(BenchmarkId::new(name, lines), |bencher| {
                 bencher.iter(|| {

@@ -141,7 +141,7 @@ fn network(value: &str) -> Option<IpNet> {
 /// A domain, an address literal, or `*.` and a domain.
 fn domain(value: &str) -> Option<&str> {
     let any = format!("any@{}", value.strip_prefix("*.").unwrap_or(value));
-    Path::mailbox(&any, mailchute::smtp::command::Syntax { strict: false }).map(|_| value)
+    Path::mailbox(&any, mailchute::smtp::command::LENIENT).map(|_| value)
 }
 
 /// A number and its unit, as a number of what `units` count in.

@@ -286,7 +286,7 @@ fn key(text: &str) -> Option<String> {
     let all = if text.starts_with('@') { "all" } else { "" };
     let address = [all, text].concat();
     let mut key = String::new();
-    normalize(&Path::mailbox(&address, crate::smtp::command::Syntax { strict: false })?, "", &mut key);
+    normalize(&Path::mailbox(&address, crate::smtp::command::LENIENT)?, "", &mut key);
     key.truncate(key.len() - all.len());
     Some(key)
 }

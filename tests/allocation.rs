@@ -14,7 +14,7 @@ use common::{Client, Place, text};
 use mailchute::fs::SyncMode;
 use mailchute::recipients::Recipients;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
+use mailchute::smtp::command::LENIENT;
 use mailchute::smtp::reply::Reply;
 use mailchute::{Config, EventLoop};
 
@@ -84,7 +84,7 @@ fn looking_up_allocates_nothing_once_warm() {
     let mut found = 0;
     let mut look_all_up = |found: &mut u32| {
         for address in &addresses {
-            let (path, _) = Path::forward(address, Syntax { strict: false }).unwrap();
+            let (path, _) = Path::forward(address, LENIENT).unwrap();
             let mut exists = |destination: &str, _| match destination.contains("none") || destination.contains("nobody")
             {
                 true => Err(Reply::NO_SUCH_MAILBOX),

@@ -12,10 +12,8 @@ use common::random::Random;
 use mailchute::Config;
 use mailchute::recipients::Recipients;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
+use mailchute::smtp::command::LENIENT;
 use mailchute::smtp::reply::Reply;
-
-const LENIENT: Syntax = Syntax { strict: false };
 
 /// The settings, and the Maildirs that there are.
 struct Case {

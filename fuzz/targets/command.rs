@@ -5,11 +5,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::{Command, Hello, MailParameters, Syntax, foreign, login};
+use mailchute::smtp::command::{Command, Hello, LENIENT, MailParameters, foreign, login};
 use mailchute::smtp::reply::Reply;
 
-const LENIENT: Syntax = Syntax { strict: false };
-const STRICT: Syntax = Syntax { strict: true };
+const STRICT: bool = true;
 
 fuzz_target!(|line: &[u8]| {
     let lenient = check(line, LENIENT);
@@ -33,8 +32,8 @@ fn flip(octet: u8) -> u8 {
     if octet.is_ascii_alphabetic() { octet ^ 0x20 } else { octet }
 }
 
-fn check(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let command = Command::parse(line, syntax);
+fn check(line: &[u8], strict: bool) -> Result<Command<'_>, Reply> {
+    let command = Command::parse(line, strict);
     let command = match command {
         Ok(command) => command,
         Err(reply) => {
@@ -47,19 +46,19 @@ fn check(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
         Command::Hello(_, name) => {
             within(name, line);
             assert!(name.len() <= 255 && name.bytes().all(|octet| matches!(octet, b' '..=b'~')), "{name:?}");
-            assert!(!syntax.strict || !name.is_empty());
+            assert!(!strict || !name.is_empty());
         }
-        Command::Mail(path, _) => check_path(path, "", line, syntax),
-        Command::Rcpt(path) => check_path(path, "Postmaster", line, syntax),
+        Command::Mail(path, _) => check_path(path, "", line, strict),
+        Command::Rcpt(path) => check_path(path, "Postmaster", line, strict),
         // This stands for what is not UTF-8.
         Command::Auth(argument) if argument != "\0" => {
             within(argument, line);
-            check_login(argument, line, syntax);
+            check_login(argument, line, strict);
         }
         _ => {}
     }
     let written = write(&command);
-    assert_eq!(Command::parse(written.as_bytes(), syntax), Ok(command), "{written:?}");
+    assert_eq!(Command::parse(written.as_bytes(), strict), Ok(command), "{written:?}");
     Ok(command)
 }
 
@@ -69,7 +68,7 @@ fn within(text: &str, line: &[u8]) {
     assert!(text.is_empty() || outer.start <= inner.start && inner.end <= outer.end, "{text:?}");
 }
 
-fn check_path(path: Path<'_>, other: &str, line: &[u8], syntax: Syntax) {
+fn check_path(path: Path<'_>, other: &str, line: &[u8], strict: bool) {
     let (text, local_part) = (path.as_str(), path.local_part());
     assert!(!text.chars().any(char::is_control), "{text:?}");
     if text == other {
@@ -77,7 +76,7 @@ fn check_path(path: Path<'_>, other: &str, line: &[u8], syntax: Syntax) {
         return;
     }
     within(text, line);
-    assert!((1..=if syntax.strict { 64 } else { 255 }).contains(&local_part.len()), "{text:?}");
+    assert!((1..=if strict { 64 } else { 255 }).contains(&local_part.len()), "{text:?}");
     match path.domain() {
         Some(domain) => {
             assert_eq!(text, format!("{local_part}@{domain}"));
@@ -89,9 +88,9 @@ fn check_path(path: Path<'_>, other: &str, line: &[u8], syntax: Syntax) {
             );
             assert!(literal || !domain.contains(['@', '<', '>', '[', ']', ':']), "{domain:?}");
         }
-        None => assert!(text == local_part && !syntax.strict, "{text:?}"),
+        None => assert!(text == local_part && !strict, "{text:?}"),
     }
-    assert_eq!(Path::mailbox(text, syntax), Some(path), "read by itself");
+    assert_eq!(Path::mailbox(text, strict), Some(path), "read by itself");
     assert_eq!(path.unquoted().collect::<String>(), unquote(local_part), "{text:?}");
     // Only quotes hide what would end the path.
     assert!(local_part.starts_with('"') || !local_part.contains([' ', '<', '>', '@', '"', '\\']), "{text:?}");
@@ -112,14 +111,14 @@ fn unquote(local_part: &str) -> String {
     text
 }
 
-fn check_login(argument: &str, line: &[u8], syntax: Syntax) {
-    match login(argument, syntax) {
+fn check_login(argument: &str, line: &[u8], strict: bool) {
+    match login(argument, strict) {
         Ok((mechanism, response)) => {
             within(mechanism, line);
             assert!((1..=20).contains(&mechanism.len()) && mechanism.is_ascii(), "{mechanism:?}");
             assert!(response.is_none_or(|text| !text.contains(' ') && !text.is_empty()), "{response:?}");
             let response = response.map_or(String::new(), |text| format!(" {text}"));
-            assert!(login(&format!("{mechanism}{response}"), syntax).is_ok());
+            assert!(login(&format!("{mechanism}{response}"), strict).is_ok());
         }
         Err(reply) => assert!(reply.0.starts_with("501"), "{reply:?}"),
     }

@@ -16,11 +16,10 @@ use libfuzzer_sys::fuzz_target;
 use mailchute::Config;
 use mailchute::recipients::Recipients;
 use mailchute::smtp::address::Path;
-use mailchute::smtp::command::Syntax;
+use mailchute::smtp::command::LENIENT;
 use mailchute::smtp::reply::Reply;
 use mailchute_fuzz::Input;
 
-const LENIENT: Syntax = Syntax { strict: false };
 const HOSTNAME: &str = "Host.Example";
 const DESTINATIONS_MAX: usize = 4;
 

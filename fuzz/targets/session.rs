@@ -10,7 +10,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mailchute::smtp::command::{Command, Syntax};
+use mailchute::smtp::command::Command;
 use mailchute::smtp::data::{Framing, LineEnd};
 use mailchute::smtp::session::COMMAND_LINE_OCTETS_MAX;
 use mailchute_fuzz::harness::Driver;
@@ -77,7 +77,7 @@ struct Client {
     driver: Driver,
     lmtp: bool,
     line_end: LineEnd,
-    syntax: Syntax,
+    strict: bool,
     /// No CR was sent so far, where that matters.
     lf_session: bool,
     /// How much of the replies it has read.
@@ -97,7 +97,7 @@ impl Client {
             driver: Driver::new(settings),
             lmtp: settings.contains("lmtp"),
             line_end: if settings.contains("keep-crlf") { LineEnd::Crlf } else { LineEnd::Lf },
-            syntax: Syntax { strict: settings.contains("strict") },
+            strict: settings.contains("strict"),
             lf_session: !settings.contains("strict"),
             seen: 0,
             login: false,
@@ -135,9 +135,9 @@ impl Client {
             assert!(replies.len() <= usize::from(long || line.starts_with(b"\x16")), "part of a line is answered");
             return behind;
         };
-        let good = !long && !self.login && (!self.syntax.strict || line.ends_with(b"\r\n"));
+        let good = !long && !self.login && (!self.strict || line.ends_with(b"\r\n"));
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let command = if good { Command::parse(text, self.syntax).ok() } else { None };
+        let command = if good { Command::parse(text, self.strict).ok() } else { None };
         if let Some(Command::Bdat { octets, last }) = command.filter(|_| !self.driver.closed) {
             return self.chunk(octets, last, behind, replies, stored);
         }

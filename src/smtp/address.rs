@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::command::Syntax;
+use super::command::{is_blank, skip_blanks};
 use super::reply::Reply;
 
 /// Octets in a domain (RFC 5321 4.5.3.1.2), in lenient syntax too: the DNS has no longer ones.
@@ -22,46 +22,46 @@ impl<'a> Path<'a> {
     /// 501 5.1.7. `<>` is the sender of notifications, which nobody may answer (RFC 5321 4.5.5). A source route is read
     /// and dropped (RFC 5321 appendix C). Lenient syntax does without the brackets, has blanks just inside them, and
     /// mailboxes as [`mailbox`](Self::mailbox) has them.
-    pub fn reverse(text: &'a str, syntax: Syntax) -> Result<(Self, &'a str), Reply> {
-        Self::read(text, "", syntax).ok_or(Reply::BAD_REVERSE_PATH)
+    pub fn reverse(text: &'a str, strict: bool) -> Result<(Self, &'a str), Reply> {
+        Self::read(text, "", strict).ok_or(Reply::BAD_REVERSE_PATH)
     }
 
     /// Reads the argument of RCPT, as [`reverse`](Self::reverse) does that of MAIL, but no null path; or 501 5.1.3.
     /// `<Postmaster>` in any case is who answers for this server (RFC 5321 4.1.1.3, 4.5.1).
-    pub fn forward(text: &'a str, syntax: Syntax) -> Result<(Self, &'a str), Reply> {
-        Self::read(text, "Postmaster", syntax).ok_or(Reply::BAD_FORWARD_PATH)
+    pub fn forward(text: &'a str, strict: bool) -> Result<(Self, &'a str), Reply> {
+        Self::read(text, "Postmaster", strict).ok_or(Reply::BAD_FORWARD_PATH)
     }
 
     /// Reads all of `text` as a `Mailbox`. Lenient syntax has dots anywhere in a local part (HPE iLO), no domain
     /// (`root`), underscores in one, hyphens at either end of its labels, and a dot at its end.
-    pub fn mailbox(text: &'a str, syntax: Syntax) -> Option<Self> {
-        let (path, rest) = Self::read_mailbox(text, "", syntax)?;
+    pub fn mailbox(text: &'a str, strict: bool) -> Option<Self> {
+        let (path, rest) = Self::read_mailbox(text, "", strict)?;
         rest.is_empty().then_some(path)
     }
 
     /// Reads a path of a `Mailbox`, or of `other`, which has no domain.
-    fn read(text: &'a str, other: &'static str, syntax: Syntax) -> Option<(Self, &'a str)> {
-        let inside = text.strip_prefix('<').map(|inside| syntax.skip_blanks(inside));
+    fn read(text: &'a str, other: &'static str, strict: bool) -> Option<(Self, &'a str)> {
+        let inside = text.strip_prefix('<').map(|inside| skip_blanks(inside, strict));
         let (path, rest) = match inside {
-            None if syntax.strict => return None,
+            None if strict => return None,
             Some(rest) if other.is_empty() && rest.starts_with('>') => (Self { text: "", local_part_octets: 0 }, rest),
-            _ => Self::read_mailbox(after_route(inside.unwrap_or(text), syntax)?, other, syntax)?,
+            _ => Self::read_mailbox(after_route(inside.unwrap_or(text), strict)?, other, strict)?,
         };
-        let rest = if inside.is_some() { syntax.skip_blanks(rest).strip_prefix('>')? } else { rest };
-        let ended = rest.is_empty() || rest.starts_with(|character| syntax.is_blank(character));
+        let rest = if inside.is_some() { skip_blanks(rest, strict).strip_prefix('>')? } else { rest };
+        let ended = rest.is_empty() || rest.starts_with(|character| is_blank(character, strict));
         // All of the path counts (RFC 5321 4.5.3.1.3); in lenient syntax it may be half of the longest command line.
-        let fits = text.len() - rest.len() <= if syntax.strict { 256 } else { 1024 };
+        let fits = text.len() - rest.len() <= if strict { 256 } else { 1024 };
         (ended && fits).then_some((path, rest))
     }
 
     /// Reads a `Mailbox`, or `other`, at the start of `text`.
-    fn read_mailbox(text: &'a str, other: &'static str, syntax: Syntax) -> Option<(Self, &'a str)> {
-        let local_part_octets = local_part_octets(text, syntax)?;
+    fn read_mailbox(text: &'a str, other: &'static str, strict: bool) -> Option<(Self, &'a str)> {
+        let local_part_octets = local_part_octets(text, strict)?;
         let domain = text.get(local_part_octets..)?.strip_prefix('@');
-        let domain_octets = domain.map_or(Some(0), |domain| Some(1 + domain_octets(domain, syntax)?))?;
+        let domain_octets = domain.map_or(Some(0), |domain| Some(1 + domain_octets(domain, strict)?))?;
         let (text, rest) = text.split_at_checked(local_part_octets + domain_octets)?;
         let is_other = text.eq_ignore_ascii_case(other);
-        let good = is_harmless(text) && (domain.is_some() || is_other || !syntax.strict);
+        let good = is_harmless(text) && (domain.is_some() || is_other || !strict);
         good.then_some((Self { text: if is_other { other } else { text }, local_part_octets }, rest))
     }
 
@@ -92,22 +92,22 @@ impl<'a> Path<'a> {
 }
 
 /// What stands behind the source route `@one.example,@two.example:`, if `text` begins with one; it is ASCII.
-fn after_route(text: &str, syntax: Syntax) -> Option<&str> {
+fn after_route(text: &str, strict: bool) -> Option<&str> {
     let Some(route) = text.strip_prefix('@') else { return Some(text) };
     let (hops, mailbox) = route.split_once(':')?;
-    let is_name = |hop: &str| !hop.starts_with('[') && domain_octets(hop, syntax) == Some(hop.len());
+    let is_name = |hop: &str| !hop.starts_with('[') && domain_octets(hop, strict) == Some(hop.len());
     (hops.is_ascii() && hops.split(",@").all(is_name)).then_some(mailbox)
 }
 
 /// Octets of the `Local-part`, a `Dot-string` or a `Quoted-string`, at the start of `text`.
-fn local_part_octets(text: &str, syntax: Syntax) -> Option<usize> {
+fn local_part_octets(text: &str, strict: bool) -> Option<usize> {
     // All that is printable is `atext` but `specials` (RFC 5322 3.2.3), of which a `Dot-string` has the dot.
     let is_special = |octet| matches!(octet, b'"' | b'(' | b')' | b',' | b':'..=b'<' | b'>' | b'@' | b'['..=b']');
     let is_part = |&octet: &u8| !octet.is_ascii_control() && octet != b' ' && !is_special(octet);
     let octets = quoted_string_octets(text.as_bytes()).unwrap_or_else(|| text.bytes().take_while(is_part).count());
-    let bad_dots = syntax.strict && !text.starts_with('"') && text.get(..octets)?.split('.').any(str::is_empty);
+    let bad_dots = strict && !text.starts_with('"') && text.get(..octets)?.split('.').any(str::is_empty);
     // With its quotes (RFC 5321 4.5.3.1.1); the tags of mailing lists outgrow 64.
-    let octets_max = if syntax.strict { 64 } else { 255 };
+    let octets_max = if strict { 64 } else { 255 };
     (!bad_dots && (1..=octets_max).contains(&octets)).then_some(octets)
 }
 
@@ -121,16 +121,16 @@ fn quoted_string_octets(text: &[u8]) -> Option<usize> {
 }
 
 /// Octets of the `Domain` or `address-literal` at the start of `text`, at most [`DOMAIN_OCTETS_MAX`].
-pub(super) fn domain_octets(text: &str, syntax: Syntax) -> Option<usize> {
+pub(super) fn domain_octets(text: &str, strict: bool) -> Option<usize> {
     let (good, octets) = if let Some(inside) = text.strip_prefix('[') {
         let (content, _) = inside.split_once(']')?;
         (is_literal(content), content.len() + "[]".len())
     } else {
-        let is_part = |octet| is_ldh(octet) || octet == b'.' || (octet == b'_' && !syntax.strict) || octet >= 0x80;
+        let is_part = |octet| is_ldh(octet) || octet == b'.' || (octet == b'_' && !strict) || octet >= 0x80;
         let octets = text.bytes().take_while(|&octet| is_part(octet)).count();
         let name = text.as_bytes().get(..octets)?;
-        let relative = if syntax.strict { name } else { name.strip_suffix(b".").unwrap_or(name) };
-        let hyphens = |label: &[u8]| syntax.strict && (label.starts_with(b"-") || label.ends_with(b"-"));
+        let relative = if strict { name } else { name.strip_suffix(b".").unwrap_or(name) };
+        let hyphens = |label: &[u8]| strict && (label.starts_with(b"-") || label.ends_with(b"-"));
         (!relative.split(|&octet| octet == b'.').any(|label| label.is_empty() || hyphens(label)), octets)
     };
     (good && octets <= DOMAIN_OCTETS_MAX).then_some(octets)

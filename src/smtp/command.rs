@@ -6,24 +6,19 @@ use std::str;
 use super::address::{DOMAIN_OCTETS_MAX, Path, domain_octets, is_ldh};
 use super::reply::{Reply, refuse_if};
 
-/// How commands are read: forgiving towards devices, as by default, or to the letter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Syntax {
-    pub strict: bool,
+/// Commands are read in strict syntax, to the letter, or in lenient syntax: forgiving towards devices, as by default.
+pub const LENIENT: bool = false;
+
+/// Whether `character` stands between words: the space, and in lenient syntax the tab.
+pub(super) fn is_blank(character: char, strict: bool) -> bool {
+    character == ' ' || (character == '\t' && !strict)
 }
 
-impl Syntax {
-    /// Whether `character` stands between words: the space, and in lenient syntax the tab.
-    pub(super) fn is_blank(self, character: char) -> bool {
-        character == ' ' || (character == '\t' && !self.strict)
-    }
-
-    /// `text` without the blanks at its start, which only lenient syntax has.
-    pub(super) fn skip_blanks(self, text: &str) -> &str {
-        // Mostly there are none.
-        let begins_with_one = matches!(text.as_bytes(), [b' ' | b'\t', ..]);
-        if self.strict || !begins_with_one { text } else { text.trim_start_matches([' ', '\t']) }
-    }
+/// `text` without the blanks at its start, which only lenient syntax has.
+pub(super) fn skip_blanks(text: &str, strict: bool) -> &str {
+    // Mostly there are none.
+    let begins_with_one = matches!(text.as_bytes(), [b' ' | b'\t', ..]);
+    if strict || !begins_with_one { text } else { text.trim_start_matches([' ', '\t']) }
 }
 
 /// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept. The name in `Hello`
@@ -69,34 +64,34 @@ impl<'a> Command<'a> {
     /// (RFC 5321 2.4, 4.1.1). Lenient syntax has blanks and tabs for a space and around the colon of MAIL and RCPT,
     /// any name or none after HELO, arguments to DATA, RSET and QUIT, and parameters that mean nothing to a store. The
     /// error is 500 when the verb is none of those above; 501, 553 or 555 when what follows isn't what it takes.
-    pub fn parse(mut line: &'a [u8], syntax: Syntax) -> Result<Self, Reply> {
+    pub fn parse(mut line: &'a [u8], strict: bool) -> Result<Self, Reply> {
         while let [before @ .., b' ' | b'\t'] = line {
             line = before;
         }
-        let mut parts = line.splitn(2, |&octet| syntax.is_blank(octet.into()));
+        let mut parts = line.splitn(2, |&octet| is_blank(octet.into(), strict));
         let word = parts.next().unwrap_or_default();
         // What isn't UTF-8 has a place in no argument, just as this control character.
-        let argument = syntax.skip_blanks(str::from_utf8(parts.next().unwrap_or_default()).unwrap_or("\0"));
+        let argument = skip_blanks(str::from_utf8(parts.next().unwrap_or_default()).unwrap_or("\0"), strict);
         let mut verb = [0; "STARTTLS".len()];
         verb.get_mut(..word.len()).ok_or(Reply::UNRECOGNIZED)?.copy_from_slice(word);
         verb.make_ascii_uppercase();
         match &verb[..word.len()] {
-            b"HELO" => hello(Hello::Helo, argument, syntax),
-            b"EHLO" => hello(Hello::Ehlo, argument, syntax),
-            b"LHLO" => hello(Hello::Lhlo, argument, syntax),
+            b"HELO" => hello(Hello::Helo, argument, strict),
+            b"EHLO" => hello(Hello::Ehlo, argument, strict),
+            b"LHLO" => hello(Hello::Lhlo, argument, strict),
             b"MAIL" => {
-                let (reverse_path, rest) = Path::reverse(after_keyword("FROM", argument, syntax)?, syntax)?;
-                Ok(Self::Mail(reverse_path, parameters(rest, 0, syntax)?))
+                let (reverse_path, rest) = Path::reverse(after_keyword("FROM", argument, strict)?, strict)?;
+                Ok(Self::Mail(reverse_path, parameters(rest, 0, strict)?))
             }
             b"RCPT" => {
-                let (forward_path, rest) = Path::forward(after_keyword("TO", argument, syntax)?, syntax)?;
-                parameters(rest, SERVED, syntax).map(|_| Self::Rcpt(forward_path))
+                let (forward_path, rest) = Path::forward(after_keyword("TO", argument, strict)?, strict)?;
+                parameters(rest, SERVED, strict).map(|_| Self::Rcpt(forward_path))
             }
-            b"DATA" => nothing(argument, syntax.strict).map(|()| Self::Data),
-            b"BDAT" => bdat(argument, syntax),
-            b"RSET" => nothing(argument, syntax.strict).map(|()| Self::Rset),
+            b"DATA" => nothing(argument, strict).map(|()| Self::Data),
+            b"BDAT" => bdat(argument, strict),
+            b"RSET" => nothing(argument, strict).map(|()| Self::Rset),
             b"NOOP" => nothing(argument, false).map(|()| Self::Noop),
-            b"QUIT" => nothing(argument, syntax.strict).map(|()| Self::Quit),
+            b"QUIT" => nothing(argument, strict).map(|()| Self::Quit),
             b"VRFY" => search(argument).map(|()| Self::Vrfy),
             b"EXPN" => search(argument).map(|()| Self::Expn),
             b"HELP" => nothing(argument, false).map(|()| Self::Help),
@@ -108,16 +103,16 @@ impl<'a> Command<'a> {
     }
 }
 
-fn hello(hello: Hello, name: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let good = is_text(name) && (!syntax.strict || domain_octets(name, syntax) == Some(name.len()));
+fn hello(hello: Hello, name: &str, strict: bool) -> Result<Command<'_>, Reply> {
+    let good = is_text(name) && (!strict || domain_octets(name, strict) == Some(name.len()));
     refuse_if(!good || name.len() > DOMAIN_OCTETS_MAX, Reply::BAD_NAME).map(|()| Command::Hello(hello, name))
 }
 
 /// What stands behind `FROM:` or `TO:`.
-fn after_keyword<'a>(keyword: &str, argument: &'a str, syntax: Syntax) -> Result<&'a str, Reply> {
+fn after_keyword<'a>(keyword: &str, argument: &'a str, strict: bool) -> Result<&'a str, Reply> {
     let (word, rest) = argument.split_at_checked(keyword.len()).ok_or(Reply::SYNTAX_ERROR)?;
-    let path = syntax.skip_blanks(rest).strip_prefix(':').filter(|_| word.eq_ignore_ascii_case(keyword));
-    path.map(|path| syntax.skip_blanks(path)).ok_or(Reply::SYNTAX_ERROR)
+    let path = skip_blanks(rest, strict).strip_prefix(':').filter(|_| word.eq_ignore_ascii_case(keyword));
+    path.map(|path| skip_blanks(path, strict)).ok_or(Reply::SYNTAX_ERROR)
 }
 
 /// Parameters that are served; then those that mean nothing to a store, which lenient syntax ignores (RFC 4954, 3461).
@@ -126,20 +121,20 @@ const SERVED: usize = 3;
 
 /// Reads the parameters in `text`, which is empty or begins with a blank (RFC 5321 4.1.2); those before the `first` are
 /// none of the verb. Lenient syntax has empty values, `=` in them, and those that it ignores.
-fn parameters(text: &str, first: usize, syntax: Syntax) -> Result<MailParameters, Reply> {
+fn parameters(text: &str, first: usize, strict: bool) -> Result<MailParameters, Reply> {
     let mut parameters = MailParameters::default();
-    let known = PARAMETERS.get(first..if syntax.strict { SERVED } else { PARAMETERS.len() }).unwrap_or_default();
+    let known = PARAMETERS.get(first..if strict { SERVED } else { PARAMETERS.len() }).unwrap_or_default();
     let mut seen = [false; PARAMETERS.len()];
-    for word in text.get(1..).into_iter().flat_map(|text| words(text, syntax)) {
+    for word in text.get(1..).into_iter().flat_map(|text| words(text, strict)) {
         let (keyword, value) = word.split_once('=').map_or((word, None), |(keyword, value)| (keyword, Some(value)));
-        let is_value = |value| is_text(value) && !(syntax.strict && (value.is_empty() || value.contains('=')));
+        let is_value = |value| is_text(value) && !(strict && (value.is_empty() || value.contains('=')));
         let is_keyword = !keyword.is_empty() && keyword.bytes().all(is_ldh);
         refuse_if(!is_keyword || !value.is_none_or(is_value), Reply::PARAMETER_MALFORMED)?;
         let found = known.iter().zip(&mut seen).find(|(known, _)| known.eq_ignore_ascii_case(keyword));
         let (keyword, seen) = found.ok_or(Reply::PARAMETER_UNKNOWN)?;
         match (*keyword, value) {
             _ if std::mem::replace(seen, true) => return Err(Reply::PARAMETER_MALFORMED),
-            ("SIZE", None | Some("")) if !syntax.strict => {}
+            ("SIZE", None | Some("")) if !strict => {}
             ("SIZE", Some(value)) if is_number(value) => parameters.size = value.parse().unwrap_or(u64::MAX),
             ("BODY", Some(value)) if ["7BIT", "8BITMIME"].iter().any(|body| value.eq_ignore_ascii_case(body)) => {}
             // Others can't be served, such as BINARYMIME of RFC 3030 3 (RFC 5321 4.1.1.11).
@@ -157,16 +152,16 @@ fn is_number(text: &str) -> bool {
     matches!(text.len(), 1..=20) && text.bytes().all(|octet| octet.is_ascii_digit())
 }
 
-fn bdat(argument: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let [number, last, more] = three_words(argument, syntax);
+fn bdat(argument: &str, strict: bool) -> Result<Command<'_>, Reply> {
+    let [number, last, more] = three_words(argument, strict);
     let octets = number.filter(|number| is_number(number)).and_then(crate::config::number);
     let good = more.is_none() && last.is_none_or(|word| word.eq_ignore_ascii_case("LAST"));
     octets.filter(|_| good).map(|octets| Command::Bdat { octets, last: last.is_some() }).ok_or(Reply::BAD_CHUNK)
 }
 
 /// The argument of AUTH, or 501: a mechanism, and perhaps an initial response, not proven here.
-pub fn login(argument: &str, syntax: Syntax) -> Result<(&str, Option<&str>), Reply> {
-    let [mechanism, initial_response, more] = three_words(argument, syntax);
+pub fn login(argument: &str, strict: bool) -> Result<(&str, Option<&str>), Reply> {
+    let [mechanism, initial_response, more] = three_words(argument, strict);
     let mechanism = mechanism.unwrap_or_default();
     nothing(initial_response.unwrap_or_default(), false)?;
     let named = mechanism.bytes().all(|octet| is_ldh(octet) || octet == b'_') && matches!(mechanism.len(), 1..=20);
@@ -194,14 +189,14 @@ fn is_text(text: &str) -> bool {
 }
 
 /// The first words: who takes two of them minds the third.
-fn three_words(text: &str, syntax: Syntax) -> [Option<&str>; 3] {
-    let mut words = words(text, syntax);
+fn three_words(text: &str, strict: bool) -> [Option<&str>; 3] {
+    let mut words = words(text, strict);
     [words.next(), words.next(), words.next()]
 }
 
-fn words(text: &str, syntax: Syntax) -> impl Iterator<Item = &str> {
-    let words = text.split(move |character| syntax.is_blank(character));
-    words.filter(move |word| syntax.strict || !word.is_empty())
+fn words(text: &str, strict: bool) -> impl Iterator<Item = &str> {
+    let words = text.split(move |character| is_blank(character, strict));
+    words.filter(move |word| strict || !word.is_empty())
 }
 
 /// Talk that isn't SMTP, since somebody took this port for another: how `line` is answered, which may be incomplete as TLS

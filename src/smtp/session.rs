@@ -7,7 +7,7 @@ use itoa::Buffer;
 use memchr::memchr;
 
 use super::address::Path;
-use super::command::{Command, Hello, MailParameters, Syntax, foreign, login};
+use super::command::{Command, Hello, LENIENT, MailParameters, foreign, login};
 use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
 use super::reply::{Reply, append, refuse_if};
@@ -393,7 +393,6 @@ impl Session {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
         let text = line.strip_suffix(b"\r\n").or(line.strip_suffix(b"\n")).unwrap_or(line);
-        let syntax = Syntax { strict: turn.settings.strict };
         self.decoder.note_line_end(line);
         self.ended = self.ended.wrapping_add(line_feed.is_some().into());
         let after_long = matches!(self.phase, Phase::LongLine);
@@ -407,12 +406,12 @@ impl Session {
             // TLS has no lines.
             Phase::Command if line.starts_with(b"\x16") => Err(Reply::UNRECOGNIZED),
             _ if line_feed.is_none() => return 0,
-            _ if syntax.strict && !line.ends_with(b"\r\n") => Err(Reply::BARE_LINE_FEED),
+            _ if turn.settings.strict && !line.ends_with(b"\r\n") => Err(Reply::BARE_LINE_FEED),
             Phase::Login { user_name } => {
                 self.login(user_name, text).write(turn.replies);
                 return line.len();
             }
-            _ => Command::parse(text, syntax),
+            _ => Command::parse(text, turn.settings.strict),
         };
         let command = command.map_err(|reply| self.refuse_line(reply, text, behind, turn));
         if let Err(mut reply) = command.and_then(|command| self.command(command, behind, turn)) {
@@ -487,7 +486,7 @@ impl Session {
             return self.close(reply);
         }
         let strict = turn.settings.strict && line.len() < COMMAND_LINE_OCTETS_MAX;
-        let forgiven = strict && Command::parse(line, Syntax::default()).is_ok();
+        let forgiven = strict && Command::parse(line, LENIENT).is_ok();
         self.hint = forgiven.then_some(TOO_STRICT).or(self.hint);
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
@@ -742,7 +741,7 @@ impl Session {
     fn auth(&mut self, argument: &str, settings: &Settings) -> Result<Reply, Reply> {
         self.hint = (!settings.accept_any_login).then_some(&"auth-required-by-client").or(self.hint);
         refuse_if(!settings.accept_any_login, Reply::NOT_IMPLEMENTED)?;
-        let (mechanism, initial_response) = login(argument, Syntax { strict: settings.strict })?;
+        let (mechanism, initial_response) = login(argument, settings.strict)?;
         refuse_if(self.logged_in || self.transaction.is_some(), Reply::BAD_SEQUENCE)?;
         let user_name = mechanism.eq_ignore_ascii_case("LOGIN");
         refuse_if(!user_name && !mechanism.eq_ignore_ascii_case("PLAIN"), Reply::MECHANISM_UNKNOWN)?;

@@ -5,25 +5,24 @@ use mailchute::smtp::reply::Reply;
 
 use crate::random::Random;
 
-const STRICT: Syntax = Syntax { strict: true };
-const LENIENT: Syntax = Syntax { strict: false };
+const STRICT: bool = true;
 
-fn parse(line: &str, syntax: Syntax) -> Result<Command<'_>, Reply> {
-    Command::parse(line.as_bytes(), syntax)
+fn parse(line: &str, strict: bool) -> Result<Command<'_>, Reply> {
+    Command::parse(line.as_bytes(), strict)
 }
 
 /// A command, and where it is AUTH what whoever offers it makes of the argument.
-fn parse_whole(line: &[u8], syntax: Syntax) -> Result<Command<'_>, Reply> {
-    let command = Command::parse(line, syntax)?;
+fn parse_whole(line: &[u8], strict: bool) -> Result<Command<'_>, Reply> {
+    let command = Command::parse(line, strict)?;
     if let Command::Auth(argument) = command {
-        login(argument, syntax)?;
+        login(argument, strict)?;
     }
     Ok(command)
 }
 
 /// The address and the parameters of MAIL, or the reply.
-fn mail(line: &str, syntax: Syntax) -> Result<(&str, MailParameters), Reply> {
-    match parse(line, syntax)? {
+fn mail(line: &str, strict: bool) -> Result<(&str, MailParameters), Reply> {
+    match parse(line, strict)? {
         Command::Mail(reverse_path, parameters) => Ok((reverse_path.as_str(), parameters)),
         other => panic!("{line}: {other:?}"),
     }
@@ -148,10 +147,10 @@ fn mail_from_devices() {
 #[test]
 fn paths() {
     let none = MailParameters::default();
-    for syntax in [STRICT, LENIENT] {
-        assert_eq!(mail("mail From:<>", syntax), Ok(("", none)));
-        assert_eq!(mail("MAIL FROM:<@x,@y:\"a b\"@[1.2.3.4]>  ", syntax), Ok(("\"a b\"@[1.2.3.4]", none)));
-        let Ok(Command::Rcpt(forward_path)) = parse("RCPT TO:<é@x>", syntax) else { panic!("{syntax:?}") };
+    for strict in [STRICT, LENIENT] {
+        assert_eq!(mail("mail From:<>", strict), Ok(("", none)));
+        assert_eq!(mail("MAIL FROM:<@x,@y:\"a b\"@[1.2.3.4]>  ", strict), Ok(("\"a b\"@[1.2.3.4]", none)));
+        let Ok(Command::Rcpt(forward_path)) = parse("RCPT TO:<é@x>", strict) else { panic!("{strict:?}") };
         assert!(!forward_path.as_str().is_ascii());
     }
     for line in ["MAIL", "MAIL FROM", "MAIL FROM <a@b>", "MAIL TO:<a@b>", "MAIL <a@b>", "MAIL FROM\0:<a@b>"] {
@@ -205,12 +204,12 @@ fn mail_parameters() {
         "RET=a ret=b BODY=é",
     ];
     let unknown = ["XFOO", "XFOO=1", "BODY=BINARYMIME", "BODY=9BIT", "BY=1;R", "garbage", "SIZE=1 XFOO=<>"];
-    for syntax in [STRICT, LENIENT] {
+    for strict in [STRICT, LENIENT] {
         for (text, parameters) in good {
-            assert_eq!(mail(&format!("MAIL FROM:<a@b> {text}"), syntax), Ok(("a@b", parameters)), "{text}");
+            assert_eq!(mail(&format!("MAIL FROM:<a@b> {text}"), strict), Ok(("a@b", parameters)), "{text}");
         }
         for text in unknown {
-            assert_eq!(mail(&format!("MAIL FROM:<a@b> {text}"), syntax), Err(Reply::PARAMETER_UNKNOWN), "{text}");
+            assert_eq!(mail(&format!("MAIL FROM:<a@b> {text}"), strict), Err(Reply::PARAMETER_UNKNOWN), "{text}");
         }
     }
     for text in malformed {
@@ -270,15 +269,15 @@ fn chunks() {
 fn authentication() {
     both("auth plain x", Ok(Command::Auth("plain x")));
     both("AUTH \t", Ok(Command::Auth("")));
-    for syntax in [STRICT, LENIENT] {
-        assert_eq!(login("LOGIN", syntax), Ok(("LOGIN", None)));
-        assert_eq!(login("plain =", syntax), Ok(("plain", Some("="))));
-        assert_eq!(login("PLAIN AGEAYg==", syntax), Ok(("PLAIN", Some("AGEAYg=="))));
-        assert_eq!(login("SCRAM-SHA-256", syntax), Ok(("SCRAM-SHA-256", None)));
+    for strict in [STRICT, LENIENT] {
+        assert_eq!(login("LOGIN", strict), Ok(("LOGIN", None)));
+        assert_eq!(login("plain =", strict), Ok(("plain", Some("="))));
+        assert_eq!(login("PLAIN AGEAYg==", strict), Ok(("PLAIN", Some("AGEAYg=="))));
+        assert_eq!(login("SCRAM-SHA-256", strict), Ok(("SCRAM-SHA-256", None)));
         for argument in ["", "=", "A.B", "ABCDEFGHIJKLMNOPQRSTU", "PLAIN a b", "é"] {
-            assert_eq!(login(argument, syntax), Err(Reply::BAD_ARGUMENT), "{argument}");
+            assert_eq!(login(argument, strict), Err(Reply::BAD_ARGUMENT), "{argument}");
         }
-        assert_eq!(login("PLAIN a\0b", syntax), Err(Reply::SYNTAX_ERROR));
+        assert_eq!(login("PLAIN a\0b", strict), Err(Reply::SYNTAX_ERROR));
     }
     assert_eq!(login("LOGIN  YQ==", STRICT), Err(Reply::BAD_ARGUMENT));
     assert_eq!(login("LOGIN  YQ==", LENIENT), Ok(("LOGIN", Some("YQ=="))));
