@@ -113,9 +113,8 @@ fn local_part_octets(text: &str, strict: bool) -> Option<usize> {
 
 fn quoted_string_octets(text: &[u8]) -> Option<usize> {
     let mut rest = text.strip_prefix(b"\"")?;
-    while let [b'\\', b' '..=b'~', behind @ ..] | [b' ' | b'!' | b'#'..=b'[' | b']'..=b'~' | 0x80.., behind @ ..] = rest
-    {
-        rest = behind;
+    while let [b'\\', b' '..=b'~', more @ ..] | [b' ' | b'!' | b'#'..=b'[' | b']'..=b'~' | 0x80.., more @ ..] = rest {
+        rest = more;
     }
     Some(text.len() - rest.strip_prefix(b"\"")?.len())
 }

@@ -37,8 +37,7 @@ impl HeaderScanner {
                 b'\r' if self.matched == 0 => {}
                 _ if RECEIVED.get(usize::from(self.matched)) == Some(&octet.to_ascii_lowercase()) => {
                     self.matched += 1;
-                    let whole = usize::from(self.matched) == RECEIVED.len();
-                    self.received = self.received.saturating_add(whole.into());
+                    self.received += u32::from(usize::from(self.matched) == RECEIVED.len());
                 }
                 _ => {
                     run = memchr(b'\n', run).map_or(&[], |end| &run[end..]);

@@ -449,7 +449,7 @@ impl Session {
         }
         let reply = match command {
             Command::Hello(hello, name) => return self.hello(hello, name, turn),
-            Command::Mail(reverse_path, parameters) => return self.mail(&reverse_path, parameters, turn),
+            Command::Mail(reverse_path, parameters) => return self.mail(reverse_path.as_str(), parameters, turn),
             Command::Rcpt(forward_path) => return self.rcpt(&forward_path, turn),
             Command::Data => self.begin_data(turn).map_err(|reply| self.refuse_text(reply, behind, turn))?,
             Command::Bdat { octets, last } => {
@@ -485,8 +485,7 @@ impl Session {
             self.hint = Some(hint);
             return self.close(reply);
         }
-        let strict = turn.settings.strict && line.len() < COMMAND_LINE_OCTETS_MAX;
-        let forgiven = strict && Command::parse(line, LENIENT).is_ok();
+        let forgiven = turn.settings.strict && reply != Reply::LINE_TOO_LONG && Command::parse(line, LENIENT).is_ok();
         self.hint = forgiven.then_some(TOO_STRICT).or(self.hint);
         let verb = line.first_chunk().map_or([0; 4], |verb: &[u8; 4]| verb.map(|octet| octet.to_ascii_uppercase()));
         match (&verb, self.transaction.as_deref_mut()) {
@@ -547,9 +546,8 @@ impl Session {
         let _ = write!(self.origin, "{before}{}{behind}", self.peer);
     }
 
-    fn mail(&mut self, reverse_path: &Path<'_>, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
+    fn mail(&mut self, path: &str, parameters: MailParameters, turn: &mut Turn<'_>) -> Result<(), Reply> {
         let settings = turn.settings;
-        let path = reverse_path.as_str();
         let hello_missing = (settings.strict || self.lmtp) && self.hello.is_none();
         self.hint = (hello_missing && !self.lmtp).then_some(TOO_STRICT).or(self.hint);
         refuse_if(self.transaction.is_some() || hello_missing, Reply::BAD_SEQUENCE)?;
@@ -675,8 +673,8 @@ impl Session {
         let keep = transaction.failure.is_none();
         let lf_dot = self.decoder.lf_dot;
         let (count, octets, ended) = self.decoder.decode(input, &mut |run| {
-            transaction.header.scan(run);
             if keep {
+                transaction.header.scan(run);
                 turn.content.extend_from_slice(run);
             }
         });
@@ -695,15 +693,13 @@ impl Session {
     /// Decides as early as possible that a message will be refused; what there is of it can be dropped then.
     fn check_message(&mut self, settings: &Settings) -> Option<Reply> {
         let transaction = self.transaction.as_deref_mut()?;
-        if transaction.failure.is_none() {
-            let checked = refuse_if(transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)
-                .and(refuse_if(transaction.header.is_mail_loop(), Reply::MAIL_LOOP))
-                .and(refuse_if(settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE));
-            transaction.failure = checked.err();
-            if let Err(reply) = checked {
-                self.discard = true;
-                transaction.note_refusal("", reply.0);
-            }
+        let checked = refuse_if(transaction.octets > settings.message_octets_max, Reply::MESSAGE_TOO_LARGE)
+            .and(refuse_if(transaction.header.is_mail_loop(), Reply::MAIL_LOOP))
+            .and(refuse_if(settings.reject_bare_newline && self.decoder.bare_newline, Reply::BARE_NEWLINE));
+        if let (None, Err(reply)) = (transaction.failure, checked) {
+            self.discard = true;
+            transaction.failure = Some(reply);
+            transaction.note_refusal("", reply.0);
         }
         transaction.failure
     }
@@ -728,9 +724,7 @@ impl Session {
         match self.transaction.as_deref_mut() {
             None => Reply::BAD_SEQUENCE.write(turn.replies),
             // Part of the message is lost, so no other part may be taken for the whole (RFC 3030 2).
-            Some(Transaction { begun: false, failure, .. }) => {
-                failure.get_or_insert(Reply::NO_RECIPIENTS).write(turn.replies);
-            }
+            Some(it) if !it.begun => it.failure.get_or_insert(Reply::NO_RECIPIENTS).write(turn.replies),
             Some(_) if last => self.end_message(turn),
             Some(Transaction { failure: Some(failure), .. }) => failure.write(turn.replies),
             Some(_) => append(turn.replies, &["250 2.0.0 ", Buffer::new().format(announced), " octets received\r\n"]),

@@ -45,8 +45,7 @@ impl MessageIds {
     /// The date as RFC 5322 3.3 has it, in UTC.
     pub fn date(&mut self, now: SystemTime) -> &str {
         let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if self.date_seconds != seconds {
-            self.date_seconds = seconds;
+        if std::mem::replace(&mut self.date_seconds, seconds) != seconds {
             // After the year 9999 there is no such date.
             let now = UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799));
             self.date.clear();
