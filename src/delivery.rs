@@ -121,7 +121,7 @@ impl<F: FileSystem> Delivery<F> {
         let (mut again, mut size) = (Buffer::new(), Buffer::new());
         let again = if attempt > 0 { ["A", again.format(attempt)] } else { [""; 2] };
         let size = if place == Place::New { [",S=", size.format(self.size)] } else { [""; 2] };
-        Name::new(&[self.id.unique_name(), again[0], again[1], ".", host, size[0], size[1]])
+        Name::new(&[&self.id.unique_name, again[0], again[1], ".", host, size[0], size[1]])
     }
 
     /// Makes the name of a copy in `tmp/`: a link to the file of one before it, or a file of its own. None is made for

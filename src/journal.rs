@@ -257,7 +257,7 @@ impl<F: FileSystem> Journal<F> {
     fn stage<'a>(
         &mut self, id: &'a MessageId, destinations: impl Iterator<Item = &'a str> + Clone, content: &[u8],
     ) -> Option<Record> {
-        let names = || std::iter::once(id.unique_name()).chain(destinations.clone());
+        let names = || std::iter::once(id.unique_name.as_str()).chain(destinations.clone());
         let names_octets: usize = names().map(|name| name.len() + 1).sum();
         let (before, octets) = (self.group.len(), HEAD_OCTETS + names_octets + content.len());
         let fits = |half: &Half| half.free + (before + octets) as u64 <= half.end && before + octets <= GROUP_MAX;

@@ -415,7 +415,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
                 // It is not the peer who keeps us waiting.
                 connection.since = now.instant;
             }
-            let is_stranger = connection.session.is_stranger();
+            let is_stranger = connection.session.origin.is_empty();
             let until = connection.since + if is_stranger { timeout.min(HELLO_TIMEOUT) } else { timeout };
             if until > now.instant {
                 self.look = self.look.min(until);

@@ -253,7 +253,7 @@ pub struct Session {
     phase: Phase,
     hello: Option<Hello>,
     /// As trace lines have it: the name that the peer gave, of up to 255 octets, and its address; empty before both.
-    origin: String,
+    pub origin: String,
     transaction: Option<Box<Transaction>>,
     /// How many were begun.
     pub transactions: u32,
@@ -306,11 +306,6 @@ impl Session {
 
     pub fn transaction(&self) -> Option<&Transaction> {
         self.transaction.as_deref()
-    }
-
-    /// Whether the peer never said anything that a client says first.
-    pub fn is_stranger(&self) -> bool {
-        self.origin.is_empty()
     }
 
     /// Whether a message is coming in or on its way to the store.

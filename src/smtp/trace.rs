@@ -23,8 +23,7 @@ pub struct MessageIds {
 impl MessageIds {
     /// Ids of a process, told apart by `random`.
     pub fn new(random: u64, process: u32) -> Self {
-        let process = format!("R{random:016x}P{process}Q");
-        Self { process, sequence: 0, date: String::new(), date_seconds: u64::MAX }
+        Self { process: format!("R{random:016x}P{process}Q"), sequence: 0, date: String::new(), date_seconds: u64::MAX }
     }
 
     /// The id of a message that begins now.
@@ -63,8 +62,8 @@ impl MessageIds {
 pub struct MessageId {
     /// When the message began, in seconds since 1970.
     pub seconds: u64,
-    /// Room for the longest numbers.
-    unique_name: ArrayString<80>,
+    /// The id with the seconds and a dot in front: a Maildir unique name up to the host's name. Room for the longest numbers.
+    pub unique_name: ArrayString<80>,
     /// Octets of it before the id.
     before: usize,
 }
@@ -75,11 +74,6 @@ impl MessageId {
         let (seconds, _) = name.split_once('.')?;
         let unique_name = ArrayString::from(name).ok()?;
         Some(Self { seconds: crate::config::number(seconds)?, before: seconds.len() + 1, unique_name })
-    }
-
-    /// With the seconds and a dot in front: a Maildir unique name up to the host's name.
-    pub fn unique_name(&self) -> &str {
-        &self.unique_name
     }
 
     /// The id alone, an atom of RFC 5322.
