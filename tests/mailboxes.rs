@@ -445,7 +445,7 @@ fn the_oldest_messages_go_where_that_is_asked_for() {
     let place = Place::new();
     put_old(&place.maildir(), &[500, 900, 100, 300, 700]);
     let subjects = |ages: &[&str]| ages.iter().map(|age| format!("Subject: {age}\n\n")).collect::<Vec<_>>();
-    let server = Server::start(&place, &["--keep", "30d,1", "--keep", "3", "--sync", "never"]);
+    let server = Server::start(&place, &["--keep", "30d", "--keep", "1", "--keep", "3", "--sync", "never"]);
     until("two go", || texts(&place.maildir()).len() == 3);
     assert_eq!(texts(&place.maildir()), subjects(&["old 000000100", "old 000000300", "old 000000500"]));
     let line = server.wait_for_line("removed");
@@ -479,12 +479,12 @@ fn messages_go_by_their_age_where_that_is_asked_for() {
     // A name of tomorrow tells that the clock is wrong.
     let tomorrow = place.maildir().join("new").join(format!("{}.M1R2P1Q1.host", seconds_ago(0) + DAY));
     fs::write(&tomorrow, "Subject: tomorrow\n\n").unwrap();
-    let server = Server::start(&place, &["--keep", "1,30d"]);
+    let server = Server::start(&place, &["--keep", "1", "--keep", "30d"]);
     server.wait_for_line("the clock is earlier than the newest mail; nothing is removed");
     assert_eq!(place.files("new").len(), 6);
     server.stop();
     fs::remove_file(&tomorrow).unwrap();
-    let server = Server::start(&place, &["--keep", "1d", "--keep", "1000,30d"]);
+    let server = Server::start(&place, &["--keep", "1d", "--keep", "1000", "--keep", "30d"]);
     until("two go", || place.files("new").len() == 3);
     assert!(
         texts(&place.maildir())

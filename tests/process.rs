@@ -698,8 +698,7 @@ fn a_wrong_option_is_status_64_and_one_line() {
         (&["stray"], "stray"),
         (&["--maildir"], "--maildir"),
         (&["--strict=perhaps"], "--strict"),
-        (&["--keep", "1000,"], "--keep"),
-        (&["--keep", "1000,0s"], "--keep"),
+        (&["--keep", "1000,30d"], "--keep"),
         (&["--keep-age", "30d"], "--keep-age"),
         (&["--log", "info", "--max-size"], "--max-size"),
     ] {
