@@ -88,6 +88,8 @@ pub struct Config {
     pub connections_max: usize,
     pub per_address_max: usize,
     pub user: Option<String>,
+    pub transcript: Option<PathBuf>,
+    pub transcript_from: Vec<IpNet>,
     /// Off unless a program asks for it that does nothing else: it holds for the thread that starts the server, too.
     pub sandbox: Sandbox,
     /// Where counters are served, to whoever asks.
@@ -122,6 +124,8 @@ impl Default for Config {
             connections_max: 1000,
             per_address_max: 50,
             user: None,
+            transcript: None,
+            transcript_from: Vec::new(),
             sandbox: Sandbox::Off,
             metrics: None,
             signals: false,

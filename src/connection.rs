@@ -9,6 +9,7 @@ use crate::fs::FileSystem;
 use crate::server::Readiness;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Session, Transaction};
+use crate::transcript::Transcript;
 
 /// Small buffers that are kept for the next peer that needs one.
 const SMALL_KEPT_MAX: usize = 32;
@@ -89,7 +90,7 @@ impl<T: Read + Write> Connection<T> {
     }
 
     /// Sends what the socket takes; whether that is all. An error is that of a peer which is gone.
-    pub(crate) fn flush(&mut self, buffers: &mut Buffers) -> io::Result<bool> {
+    pub(crate) fn flush(&mut self, buffers: &mut Buffers, transcript: Option<&mut Transcript>) -> io::Result<bool> {
         let mut sent = 0;
         while self.ready.writable && sent < self.replies.len() {
             match self.transport.write(&self.replies[sent..]) {
@@ -99,6 +100,9 @@ impl<T: Read + Write> Connection<T> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.ready.writable = false,
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(transcript) = transcript {
+            transcript.show("S: ", &self.replies[..sent]);
         }
         self.replies.drain(..sent);
         if self.replies.is_empty() {

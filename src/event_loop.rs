@@ -13,7 +13,7 @@ use log::{error, info, warn};
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::fs::FileType;
+use rustix::fs::{Access, FileType, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -77,7 +77,7 @@ impl Listener {
         rustix::net::bind(&socket, &address)?;
         if let Place::Unix(path) = place {
             // As on loopback, every user of this machine may send mail.
-            rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o666))?;
+            rustix::fs::chmod(path, Mode::from_raw_mode(0o666))?;
         }
         rustix::net::listen(&socket, BACKLOG)?;
         Self::take_over(socket, place.clone(), dialect)
@@ -155,6 +155,17 @@ impl EventLoop {
         let mut disk = Disk::new(config.sync);
         disk.group_readable = config.group_readable;
         let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
+        if config.transcript.is_none() && !config.transcript_from.is_empty() {
+            warn!("--transcript-from does nothing without --transcript DIR");
+        }
+        if let Some(directory) = &config.transcript {
+            // It may be there.
+            let _ = rustix::fs::mkdir(directory, Mode::RWXU);
+            let usable = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
+            let (path, we) = (directory.display(), rustix::process::geteuid().as_raw());
+            let problem = |error| format!("no transcripts in {path}: {error}; user {we} has to write there");
+            usable.map_err(|error| io::Error::other(problem(error)))?;
+        }
         let roots = enter_sandbox(&config, &recipients)?;
         store.recover(Now::read()).map_err(|(path, error)| io::Error::other(format!("{}: {error}", path.display())))?;
         store.prove().map_err(|error| unusable(&config.maildir, error))?;
@@ -369,7 +380,8 @@ fn share_descriptors(config: &mut Config) -> usize {
 /// and the root of mailboxes, or where one is not there yet the directory that it would be in.
 fn enter_sandbox(config: &Config, recipients: &Recipients) -> io::Result<Vec<PathBuf>> {
     let parent = |path: &Path| absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
-    let named = [Some(&config.maildir), config.mailboxes.as_ref()].into_iter().flatten().map(PathBuf::as_path);
+    let named = [Some(&config.maildir), config.mailboxes.as_ref(), config.transcript.as_ref()];
+    let named = named.into_iter().flatten().map(PathBuf::as_path);
     let whole = |path: &Path| if path.exists() { absolute(path).ok() } else { parent(path) };
     let written: Vec<_> = named.chain(recipients.maildirs().map(Path::new)).filter_map(whole).collect();
     let read = config.recipients.as_deref().and_then(parent);

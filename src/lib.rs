@@ -17,6 +17,7 @@ pub mod smtp;
 pub mod sweep;
 #[allow(unsafe_code)]
 mod sys;
+pub mod transcript;
 
 pub use config::Config;
 pub use event_loop::EventLoop;

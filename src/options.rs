@@ -64,10 +64,8 @@ pub fn parse() -> Result<(Config, (String, bool), String), lexopt::Error> {
         in_force.extend(values.peek().is_none().then(|| format!("--{name} {without}  # by default\n")));
         for value in values {
             let text = value.to_string_lossy();
-            // A number and a time may stand in one value; a path may have commas of its own.
-            let mut parts = text.split(|it| it == ',' && name == "keep").map(str::trim);
-            let applied = parts.try_for_each(|part| apply(name, value, part, &mut config, &mut logging));
-            applied.ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
+            apply(name, value, text.trim(), &mut config, &mut logging)
+                .ok_or_else(|| format!("{source} does not take {text:?}: {help}"))?;
             in_force += &format!("--{name} {text:?}  # from {source}\n");
         }
     }
@@ -103,6 +101,8 @@ fn apply(name: &str, value: &OsStr, text: &str, config: &mut Config, logging: &m
         "timeout" => config.timeout = time(text)?,
         "max-connections" => config.connections_max = number(text).filter(|&count| count > 0)?,
         "max-connections-per-ip" => config.per_address_max = number(text).filter(|&count| count > 0)?,
+        "transcript" if !text.is_empty() => config.transcript = Some(value.into()),
+        "transcript-from" => config.transcript_from.push(network(text)?),
         "user" if !text.is_empty() => config.user = Some(text.to_owned()),
         "sandbox" => config.sandbox = choice(text, &[("off", Off), ("auto", Auto), ("require", Require)])?,
         "group-readable" => config.group_readable = choice(text, &YES_OR_NO)?,

@@ -19,6 +19,7 @@ use crate::smtp::address::Path;
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{Action, Dialect, Directory, Outcome, Session, Spare, TOO_STRICT, Turn};
 use crate::smtp::trace::{MessageIds, Peer};
+use crate::transcript::Transcripts;
 
 /// How long looks at all deadlines are apart at least, so how exact these are.
 const LOOKS_APART: Duration = Duration::from_millis(250);
@@ -81,6 +82,7 @@ pub struct Server<T, F: FileSystem> {
     sessions: u64,
     /// Sessions without a transaction, as health checks have them.
     probes: u64,
+    transcripts: Transcripts,
 }
 
 impl<T: Read + Write, F: FileSystem> Server<T, F> {
@@ -104,6 +106,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             draining: false,
             sessions: 0,
             probes: 0,
+            transcripts: Transcripts::default(),
         }
     }
 
@@ -131,6 +134,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     pub fn accept(&mut self, transport: T, peer: Peer, dialect: Dialect, now: Now) -> usize {
         self.sessions += 1;
         debug!("session={} connect peer={peer}", self.sessions);
+        self.transcripts.begin(self.sessions, peer, dialect, &self.config, now);
         let mut connection = Connection {
             transport,
             session: Session::new(self.sessions, dialect, peer, &self.config.protocol),
@@ -220,6 +224,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         for key in 0..self.connections.capacity() {
             self.close(key, "shutdown");
         }
+        self.transcripts.save();
         self.store.abort();
     }
 
@@ -254,6 +259,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         if !self.store.is_full() {
             self.runnable.append(&mut self.stalled);
         }
+        self.transcripts.save();
     }
 
     fn schedule(&mut self, key: usize) {
@@ -331,6 +337,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
             more: connection.ready.readable && !connection.ready.ending,
             replies: &mut connection.replies,
             content: &mut connection.content,
+            transcript: self.transcripts.of(connection.session.id),
         };
         let ended = connection.session.ended;
         let (used, action) = connection.session.receive(input, &mut turn);
@@ -395,7 +402,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     /// Sends a connection's replies, and has it go on or end.
     fn reply(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        match (connection.action, connection.flush(&mut self.buffers)) {
+        let flushed = connection.flush(&mut self.buffers, self.transcripts.of(connection.session.id));
+        match (connection.action, flushed) {
             (Action::Deliver, _) | (_, Ok(false)) => {}
             (_, Err(_)) => self.close(key, "lost"),
             (Action::Close, Ok(true)) => self.close(key, "end"),
@@ -437,7 +445,7 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let Some(connection) = self.connections.get_mut(key) else { return };
         if connection.action != Action::Close && connection.replies.is_empty() {
             connection.dismiss(Reply::TIMED_OUT, &mut self.buffers);
-            let _ = connection.flush(&mut self.buffers);
+            let _ = connection.flush(&mut self.buffers, self.transcripts.of(connection.session.id));
         }
         self.spare.counters.timeouts += 1;
         self.close(key, "timeout");
@@ -448,6 +456,9 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
     fn close(&mut self, key: usize, reason: &str) {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
+        if let Some(transcript) = self.transcripts.of(connection.session.id) {
+            connection.session.note_end(&connection.unread[connection.used as usize..], transcript);
+        }
         if let Some(client) = client(connection.session.peer) {
             let left = self.clients.remove(&client).map_or(0, |count| count - 1);
             self.clients.extend((left > 0).then_some((client, left)));

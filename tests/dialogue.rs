@@ -131,6 +131,7 @@ dialogues! {
     table_replies
     tls_hello_later
     tls_hello_strict
+    transcript_of_a_scanner
 }
 
 #[test]

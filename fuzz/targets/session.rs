@@ -1,7 +1,8 @@
 //! Whole sessions. First a client that waits: it sends a line, or what a message has, and looks at what comes back. Each
 //! line is answered once, a message at its end and never before, and what is stored is what a slow reader makes of the
 //! octets. Then the same octets in other parts: they end in the same replies, messages and mailboxes; but where the server
-//! closes as text may be taken for commands, or a peer did not wait, which depends on what came together.
+//! closes as text may be taken for commands, or a peer did not wait, which depends on what came together. A transcript of that has
+//! all octets, but for what is masked or left out.
 //!
 //! Options: `s` strict, `l` LMTP, `a` logins are taken, `r` lone CR and LF are refused, `k` CRLF is kept, `z` messages have
 //! 100 octets at most, `d` the disk is full, `t` two transactions at most, `n` two recipients at most. All of them choose
@@ -13,6 +14,7 @@ use libfuzzer_sys::fuzz_target;
 use mailchute::smtp::command::Command;
 use mailchute::smtp::data::{Framing, LineEnd};
 use mailchute::smtp::session::COMMAND_LINE_OCTETS_MAX;
+use mailchute::transcript::Transcript;
 use mailchute_fuzz::harness::Driver;
 use mailchute_fuzz::reference::Reference;
 use mailchute_fuzz::trace::behind_trace;
@@ -39,7 +41,9 @@ fuzz_target!(|input: &[u8]| {
     check_replies(&expected.replies());
     for (way, parts) in ways(input.octets, &mut input.random()) {
         let mut driver = Driver::new(&settings);
+        driver.transcript = Some(Transcript::default());
         parts.iter().for_each(|part| driver.receive(part));
+        driver.end(input.octets);
         let (is, expected_replies) = (driver.replies(), expected.replies());
         let last = is.split_inclusive("\r\n").last();
         let early = |line: &&str| line.starts_with("421 4.5.0 ") || line.starts_with("554 5.5.0 You talked");

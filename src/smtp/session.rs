@@ -13,6 +13,7 @@ use super::header::HeaderScanner;
 use super::reply::{Reply, append, refuse_if};
 use super::trace::{MessageId, MessageIds, Peer};
 use crate::metrics::Counters;
+use crate::transcript::{TEXT_OCTETS_MAX, Transcript};
 
 /// Longest command line that is read, its line end included. RFC 5321 4.5.3.1.4 asks for 512; extensions for more.
 pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
@@ -89,6 +90,8 @@ pub struct Turn<'a> {
     pub replies: &'a mut Vec<u8>,
     /// Written to the message's file: trace lines, and at most as many octets as came, or twice, as LF becomes CRLF.
     pub content: &'a mut Vec<u8>,
+    /// Hears what the peer said, where that is to be kept.
+    pub transcript: Option<&'a mut Transcript>,
 }
 
 /// Memory that sessions and transactions left behind, so that none is allocated once the server is warm.
@@ -327,8 +330,10 @@ impl Session {
                 return (used, Action::Discard);
             }
             let rest = input.get(used..).unwrap_or_default();
-            match self.phase {
-                Phase::Closed => return (input.len(), Action::Close),
+            let (phase, before) = (self.phase, used);
+            match phase {
+                Phase::Closed if rest.is_empty() => return (used, Action::Close),
+                Phase::Closed => used = input.len(),
                 _ if turn.replies.len() > REPLIES_FULL => return (used, Action::Flush),
                 Phase::Delivering => return (used, Action::Deliver),
                 Phase::Answering { .. } => self.answer(turn.spare, turn.replies),
@@ -346,7 +351,33 @@ impl Session {
                     count => used += count,
                 },
             }
+            if let Some(transcript) = turn.transcript.as_deref_mut() {
+                self.note(phase, &input[before..used], transcript);
+            }
         }
+    }
+
+    /// Notes what the peer said in `phase`, which may have ended with it.
+    fn note(&self, phase: Phase, octets: &[u8], transcript: &mut Transcript) {
+        let end: Option<&[u8]> = match (phase, self.phase) {
+            (Phase::Data, Phase::Data) | (Phase::Chunk { .. }, Phase::Chunk { left: 1.., .. }) => None,
+            (Phase::Data, _) if self.decoder.lf_session => Some(b"\n.\n"),
+            (Phase::Data, _) => Some(b"\r\n.\r\n"),
+            (Phase::Chunk { .. }, _) => Some(b""),
+            _ => {
+                // Behind the end there may be a whole text.
+                let most = if matches!(phase, Phase::Closed) { TEXT_OCTETS_MAX } else { usize::MAX };
+                let lines = octets[..octets.len().min(most)].split_inclusive(|&octet| octet == b'\n');
+                return lines.for_each(|line| transcript.line(line, matches!(phase, Phase::Login { .. })));
+            }
+        };
+        transcript.keep(octets, TEXT_OCTETS_MAX, end);
+    }
+
+    /// Notes the end, and what came of a command.
+    pub fn note_end(&self, unread: &[u8], transcript: &mut Transcript) {
+        self.note(self.phase, unread, transcript);
+        transcript.end(matches!(self.phase, Phase::Closed));
     }
 
     /// Hears what became of the message that was given away with [`Action::Deliver`].
