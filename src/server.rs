@@ -255,11 +255,11 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         if self.look <= now.instant {
             self.expire(now);
         }
+        self.transcripts.save();
         // Whatever closed a file.
         if !self.store.is_full() {
             self.runnable.append(&mut self.stalled);
         }
-        self.transcripts.save();
     }
 
     fn schedule(&mut self, key: usize) {
