@@ -102,6 +102,10 @@ impl<T: Read + Write> Connection<T> {
             }
         }
         if let Some(transcript) = transcript {
+            if self.session.is_closed() {
+                self.session.note_rest(&self.unread[self.used as usize..], transcript);
+                self.used = self.unread.len() as u32;
+            }
             transcript.show("S: ", &self.replies[..sent]);
         }
         self.replies.drain(..sent);

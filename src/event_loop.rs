@@ -161,9 +161,9 @@ impl EventLoop {
         if let Some(directory) = &config.transcript {
             // It may be there.
             let _ = rustix::fs::mkdir(directory, Mode::RWXU);
-            let usable = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
+            let usable = rustix::fs::access(directory.join("."), Access::WRITE_OK | Access::EXEC_OK);
             let (path, we) = (directory.display(), rustix::process::geteuid().as_raw());
-            let problem = |error| format!("no transcripts in {path}: {error}; user {we} has to write there");
+            let problem = |error| format!("user {we} can't keep transcripts in {path}: {error}");
             usable.map_err(|error| io::Error::other(problem(error)))?;
         }
         let roots = enter_sandbox(&config, &recipients)?;

@@ -284,16 +284,16 @@ impl<F: FileSystem> Journal<F> {
     }
 
     /// Writes some of a new file's zeros, or the next group, and begins the flush that makes it safe: of the zeros when all
-    /// are there, and of a state when idle. Whether one was begun.
-    fn begin_flush(&mut self, fs: &mut F) -> io::Result<bool> {
-        let (Some(file), 0) = (&mut self.file, self.in_flight) else { return Ok(false) };
+    /// are there, and of a state when idle.
+    fn begin_flush(&mut self, fs: &mut F) -> io::Result<()> {
+        let (Some(file), 0) = (&mut self.file, self.in_flight) else { return Ok(()) };
         match self.stage {
             Stage::Filling(filled) if filled < self.octets => {
                 self.group.resize(FILLED_AT_ONCE.min((self.octets - filled) as usize), 0);
                 fs.write(file, &self.group)?;
                 self.stage = Stage::Filling(filled + self.group.len() as u64);
                 self.group.clear();
-                return Ok(false);
+                return Ok(());
             }
             Stage::Filling(_) => {
                 self.renew(fs, 0)?;
@@ -311,12 +311,12 @@ impl<F: FileSystem> Journal<F> {
                 self.group.clear();
             }
             Stage::Ready if self.dirty && self.answered.is_empty() && self.unpublished == 0 => {}
-            _ => return Ok(false),
+            _ => return Ok(()),
         }
-        let Some(file) = &self.file else { return Ok(false) };
+        let Some(file) = &self.file else { return Ok(()) };
         fs.begin_flush(Flush::File(file), TICKET);
         (self.flushes, self.in_flight, self.dirty) = (self.flushes + 1, self.in_flight + 1, false);
-        Ok(true)
+        Ok(())
     }
 
     /// Makes the file, under the first number that is free.
@@ -409,10 +409,10 @@ impl<F: FileSystem> Store<F> {
         false
     }
 
-    /// Goes on with making the journal, with what is to be published, and with the next group. Whether flushes were begun.
-    pub(crate) fn advance_journal(&mut self, now: Now) -> bool {
+    /// Goes on with making the journal, with what is to be published, and with the next group.
+    pub(crate) fn advance_journal(&mut self, now: Now) {
         if self.journal.is_at_rest() {
-            return false;
+            return;
         }
         let is_due = self.journal.next().is_some_and(|due| now.instant >= due);
         if self.journal.retry.take_if(|retry| now.instant >= *retry).is_some() {
@@ -432,7 +432,7 @@ impl<F: FileSystem> Store<F> {
         }
         let (journal, fs) = (&mut self.journal, &mut self.maildirs.fs);
         let begun = journal.failure.take_if(|_| journal.in_flight == 0).map_or_else(|| journal.begin_flush(fs), Err);
-        let begun = self.check_journal(begun, now);
+        self.check_journal(begun, now);
         let journal = &mut self.journal;
         let many = journal.answered.len() >= PUBLISHED_AT_ONCE || self.files * 2 > self.files_max;
         if journal.unpublished == 0 && (is_due || many || journal.stage == Stage::Failed) {
@@ -448,7 +448,6 @@ impl<F: FileSystem> Store<F> {
             }
             journal.stage = Stage::Absent(Some(now.instant + REST));
         }
-        begun
     }
 
     /// A group is safe, or a new journal ready; or neither is.
@@ -470,7 +469,8 @@ impl<F: FileSystem> Store<F> {
             self.deliveries.reserve(LIVE_MAX);
             self.spare.resize_with(LIVE_MAX.max(self.spare.len()), || Vec::with_capacity(1));
         }
-        for index in 0..self.journal.flushing.len() {
+        // Outcomes are taken from the last on, so that who came first hears first.
+        for index in (0..self.journal.flushing.len()).rev() {
             self.tell(self.journal.flushing[index]);
             self.journal.since.get_or_insert(now.instant);
         }
@@ -479,8 +479,8 @@ impl<F: FileSystem> Store<F> {
     }
 
     /// After an error the journal takes nothing more: what it has not answered is refused, or goes the plain way.
-    fn check_journal(&mut self, done: io::Result<bool>, now: Now) -> bool {
-        let Err(error) = done else { return matches!(done, Ok(true)) };
+    fn check_journal(&mut self, done: io::Result<()>, now: Now) {
+        let Err(error) = done else { return };
         let doing = "the journal; until there is another, each message is flushed by itself";
         self.maildirs.complain(&self.journal.path, doing, &error, now);
         let journal = &mut self.journal;
@@ -495,7 +495,6 @@ impl<F: FileSystem> Store<F> {
             delivery.fail("flush of the journal", &error, &|_| true, &mut self.maildirs, now);
             self.end(key);
         }
-        false
     }
 
     /// Notes that a message is safe in its Maildirs, but for those where it is to go again, with why. It `is_first` when it

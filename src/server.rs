@@ -457,7 +457,8 @@ impl<T: Read + Write, F: FileSystem> Server<T, F> {
         let Some(mut connection) = self.connections.try_remove(key) else { return };
         connection.discard(&mut self.store);
         if let Some(transcript) = self.transcripts.of(connection.session.id) {
-            connection.session.note_end(&connection.unread[connection.used as usize..], transcript);
+            connection.session.note_rest(&connection.unread[connection.used as usize..], transcript);
+            transcript.end(connection.session.is_closed());
         }
         if let Some(client) = client(connection.session.peer) {
             let left = self.clients.remove(&client).map_or(0, |count| count - 1);

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
 use log::{info, warn};
+use memchr::memchr;
 use rustix::fs::{Mode, OFlags};
 
 use crate::config::Config;
 use crate::delivery::Now;
-use crate::smtp::command::{Command, foreign};
+use crate::smtp::command::{Command, LENIENT, foreign};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{COMMAND_LINE_OCTETS_MAX, Dialect, Settings};
 use crate::smtp::trace::Peer;
@@ -46,8 +47,9 @@ impl Transcript {
     pub fn line(&mut self, line: &[u8], is_login: bool) {
         let text = line.strip_suffix(b"\n").map_or(line, |text| text.strip_suffix(b"\r").unwrap_or(text));
         let (upper, end) = (text.to_ascii_uppercase(), &line[text.len()..]);
-        let is_known = Command::parse(text, false) != Err(Reply::UNRECOGNIZED) && !end.is_empty();
-        let may_be_login = self.login || upper.windows(4).any(|octets| octets == b"AUTH");
+        let is_known = Command::parse(text, LENIENT) != Err(Reply::UNRECOGNIZED);
+        let has = |word: &&str| upper.windows(word.len()).any(|octets| octets == word.as_bytes());
+        let may_be_login = self.login || ["AUTH", "PASS", "LOGIN"].iter().any(has);
         let open = match upper.strip_prefix(b"AUTH") {
             _ if is_login => 0,
             Some(argument) => {
@@ -55,7 +57,9 @@ impl Transcript {
                 let known = MECHANISMS.iter().find(|mechanism| argument.starts_with(mechanism.as_bytes()));
                 known.map_or(4, |mechanism| text.len() - argument.len() + mechanism.len())
             }
-            None if may_be_login && !is_known && foreign(text).is_none() => 0,
+            // Of HTTP nothing but the method; TLS has no words.
+            None if foreign(text).is_some() => memchr(b' ', text).filter(|_| text[0] > 0x16).unwrap_or(text.len()),
+            None if may_be_login && !is_known => 0,
             None => text.len(),
         };
         self.login |= open < text.len() || upper.starts_with(b"AUTH");
@@ -132,11 +136,10 @@ pub struct Transcripts {
 impl Transcripts {
     /// Begins that of a session, if there is to be one.
     pub(crate) fn begin(&mut self, session: u64, peer: Peer, dialect: Dialect, config: &Config, now: Now) {
-        let (Some(directory), networks) = (&config.transcript, &config.transcript_from) else { return };
-        let is_chosen = matches!(peer, Peer::Address(address) if networks.iter().any(|it| it.contains(&address)));
-        if self.begun == SESSIONS_MAX || !(is_chosen || networks.is_empty()) {
-            return;
-        }
+        let mut networks = config.transcript_from.iter();
+        let is_in = networks.any(|network| matches!(peer, Peer::Address(address) if network.contains(&address)));
+        let is_chosen = (is_in || config.transcript_from.is_empty()) && self.begun < SESSIONS_MAX;
+        let Some(directory) = config.transcript.as_ref().filter(|_| is_chosen) else { return };
         self.begun += 1;
         if self.begun == SESSIONS_MAX {
             info!("the last of {SESSIONS_MAX} transcripts begins; no more are kept until the next start");

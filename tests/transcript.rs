@@ -227,13 +227,14 @@ fn a_directory_that_cannot_be_written_ends_the_start() {
     let ended = run(command);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
     let line = ended.stderr.lines().last().unwrap();
-    assert!(line.starts_with("mailchute: no transcripts in ") && line.contains("ermission denied"), "{line}");
+    assert!(line.contains(" can't keep transcripts in ") && line.contains("ermission denied"), "{line}");
     // Nor is there any below a file.
     let mut command = mailchute();
     command.args(["--listen", "127.0.0.1:0", "--maildir"]).arg(place.maildir());
     command.arg("--transcript").arg(PathBuf::from("/proc/version"));
     let ended = run(command);
     assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("/proc/version: Not a directory"), "{}", ended.stderr);
 }
 
 #[test]
@@ -299,6 +300,16 @@ fn secrets_are_masked_however_they_come() {
             vec!["EHLO x\r\n", &format!("AUTH PLAIN {PLAIN}\r\n"), "AUTH LOGIN\r\n", user, "\r\nQUIT\r\n"],
             vec!["EHLO x\r\n", "MAIL FROM:<a@b.example>\r\n", &login, "RSET\r\n", "QUIT\r\n"],
             vec!["EHLO x\r\n", "MAIL FROM:<a@b.example>\r\n", "AUTH LOGIN\r\n", user, "\r\n", password, "\r\nQUIT\r\n"],
+            // Of other protocols.
+            vec![
+                "EHLO x\r\n",
+                "USER somebody\r\n",
+                "PASS pass-word\r\n",
+                "a1 LOGIN user-name pass-word\r\n",
+                "QUIT\r\n",
+            ],
+            vec!["EHLO x\r\n", "GET http://user-name:pass-word@d.example/ HTTP/1.1\r\nCookie: pass-word\r\n\r\n"],
+            vec!["EHLO x\r\n", "POST /?pass-word HTTP/1.1\r\n\r\nuser-name=pass-word"],
             // Too long.
             vec!["EHLO x\r\n", &format!("AUTH PLAIN {}\r\n", PLAIN.repeat(100)), "QUIT\r\n"],
             vec!["EHLO x\r\n", "AUTH LOGIN\r\n", &PLAIN.repeat(100), "\r\n", "QUIT\r\n"],
@@ -445,11 +456,23 @@ fn a_server_that_ends_a_session_by_itself_is_played() {
     client.say("HELO x", "250 ");
     client.expect("421 4.4.2 ");
     client.ended();
+    // What there is of a line came before that.
+    let mut client = server.connect();
+    client.say("EHLO x", "250");
+    client.say("AUTH LOGIN", "502 ");
+    client.send("MAIL FROM:<a@b");
+    client.expect("421 4.4.2 ");
+    client.ended();
     let mut client = server.connect();
     client.say("HELO x", "250 ");
+    client.send("NOO");
+    std::thread::sleep(Duration::from_millis(100));
     let scripts = played(&place, server);
-    assert!(scripts[0].ends_with("S: 421 4.4.2 Timeout: closing connection\nClosed.\n"), "{}", scripts[0]);
-    assert!(scripts[1].contains("S: 421 4.3.2 Server is shutting down\nClosed.\n"), "{}", scripts[1]);
+    let timeout = "S: 421 4.4.2 Timeout: closing connection\nClosed.\n";
+    assert!(scripts[0].ends_with(&format!("([127.0.0.1]), pleased to meet you\n{timeout}")), "{}", scripts[0]);
+    assert!(scripts[1].ends_with(&format!("\nC: MAIL FROM:<a@b\\\n{timeout}")), "{}", scripts[1]);
+    let shutdown = "\nC: NOO\\\nS: 421 4.3.2 Server is shutting down\nClosed.\n";
+    assert!(scripts[2].ends_with(shutdown), "{}", scripts[2]);
     let place = Place::new();
     let server = start(&place, &["--allow-from", "192.0.2.0/24"]);
     let mut client = server.connect_silently();

@@ -374,10 +374,14 @@ impl Session {
         transcript.keep(octets, TEXT_OCTETS_MAX, end);
     }
 
-    /// Notes the end, and what came of a command.
-    pub fn note_end(&self, unread: &[u8], transcript: &mut Transcript) {
+    /// Notes what came of a command whose end is not waited for.
+    pub fn note_rest(&self, unread: &[u8], transcript: &mut Transcript) {
         self.note(self.phase, unread, transcript);
-        transcript.end(matches!(self.phase, Phase::Closed));
+    }
+
+    /// Whether it was the server who ended it.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
     }
 
     /// Hears what became of the message that was given away with [`Action::Deliver`].

@@ -217,7 +217,8 @@ impl Driver {
     #[allow(dead_code)] // where nothing is kept
     pub fn end(&mut self, octets: &[u8]) -> Vec<u8> {
         let transcript = self.transcript.as_mut().unwrap();
-        self.session.note_end(&self.unread, transcript);
+        self.session.note_rest(&self.unread, transcript);
+        transcript.end(self.closed);
         let said = said_by_client(&transcript.text);
         let whole = said.len() == octets.len() || self.closed && said.len() < octets.len();
         let alike = said.iter().zip(octets).all(|(shown, octet)| shown == octet || b"x!\x7F".contains(shown));
