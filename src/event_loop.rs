@@ -46,6 +46,8 @@ const SEND_BUFFER_OCTETS: usize = 16 << 10;
 const DESCRIPTORS_RESERVED: usize = 32;
 /// How long a listener rests when no descriptor is left for a newcomer.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What a Maildir keeps, and the option that names it.
+const MAIL: [&str; 2] = ["mail", "--maildir"];
 const NO_SANDBOX: &str = "no sandbox: this kernel has no Landlock, or that of before Linux 5.19";
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -154,7 +156,7 @@ impl EventLoop {
         let random = RandomState::new().hash_one(Now::read().wall);
         let mut disk = Disk::new(config.sync);
         disk.group_readable = config.group_readable;
-        let mut store = Store::open(disk, &config, random).map_err(|error| unusable(&config.maildir, error))?;
+        let mut store = Store::open(disk, &config, random).map_err(|error| unusable(MAIL, &config.maildir, error))?;
         if config.transcript.is_none() && !config.transcript_from.is_empty() {
             warn!("--transcript-from does nothing without --transcript DIR");
         }
@@ -162,13 +164,12 @@ impl EventLoop {
             // It may be there.
             let _ = rustix::fs::mkdir(directory, Mode::RWXU);
             let usable = rustix::fs::access(directory.join("."), Access::WRITE_OK | Access::EXEC_OK);
-            let (path, we) = (directory.display(), rustix::process::geteuid().as_raw());
-            let problem = |error| format!("user {we} can't keep transcripts in {path}: {error}");
-            usable.map_err(|error| io::Error::other(problem(error)))?;
+            let kept = ["transcripts", "--transcript"];
+            usable.map_err(|error| unusable(kept, directory, (directory.clone(), error.into())))?;
         }
         let roots = enter_sandbox(&config, &recipients)?;
         store.recover(Now::read()).map_err(|(path, error)| io::Error::other(format!("{}: {error}", path.display())))?;
-        store.prove().map_err(|error| unusable(&config.maildir, error))?;
+        store.prove().map_err(|error| unusable(MAIL, &config.maildir, error))?;
         store.files_max = files_max;
         let poll = Poll::new()?;
         watch(&poll, &stops, ORDERS, Interest::READABLE)?;
@@ -228,7 +229,7 @@ impl EventLoop {
                 match event.token() {
                     ORDERS => self.take_orders(now),
                     FLUSHES => self.server.flushes_ended = true,
-                    SCRAPES => self.scrapes.retain_mut(|it| it.goes_on(&self.server.figures(now))),
+                    SCRAPES => self.scrapes.retain_mut(|it| it.goes_on(&mut || self.server.figures(now))),
                     Token(token) => match self.listeners.get_mut(token.wrapping_sub(LISTENERS)) {
                         Some(listener) => listener.ready = true,
                         None => {
@@ -430,19 +431,19 @@ fn listen(config: &Config, handed: Vec<Result<OwnedFd, Errno>>) -> io::Result<Ve
 }
 
 /// Why a directory can't be used, whose it is, who we are, and what mends it.
-fn unusable(maildir: &Path, (path, error): PathError) -> io::Error {
+fn unusable([kept, option]: [&str; 2], directory: &Path, (path, error): PathError) -> io::Error {
     let we = format!("{}:{}", rustix::process::geteuid(), rustix::process::getegid());
-    let maildir = if path.starts_with(maildir) { maildir } else { &path };
-    let quoted = format!("'{}'", maildir.display().to_string().replace('\'', "'\\''"));
+    let directory = if path.starts_with(directory) { directory } else { &path };
+    let quoted = format!("'{}'", directory.display().to_string().replace('\'', "'\\''"));
     let advice = match error.kind() {
         // The directory above may be anybody's and stays so.
         ErrorKind::PermissionDenied | ErrorKind::NotFound => {
             format!("run: mkdir -p {quoted} && chown -R {we} {quoted} && chmod 0700 {quoted}")
         }
-        _ => "mend that, or choose another with --maildir DIR".to_owned(),
+        _ => format!("mend that, or choose another with {option} DIR"),
     };
     let path = absolute(&path).unwrap_or_else(|_| path.clone());
-    let mut problem = format!("can't keep mail in {}: {error}; ", path.display());
+    let mut problem = format!("can't keep {kept} in {}: {error}; ", path.display());
     if let Some((there, found)) = path.ancestors().find_map(|path| Some((path, rustix::fs::stat(path).ok()?))) {
         let (there, mode) = (there.display(), found.st_mode & 0o7777);
         problem += &format!("{there} is {}:{}'s with mode {mode:04o}, we are {we}; ", found.st_uid, found.st_gid);

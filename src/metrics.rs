@@ -59,21 +59,21 @@ pub(crate) struct Scrape {
 }
 
 impl Scrape {
-    /// Reads and writes what can be now; whether it goes on with the next event.
-    pub(crate) fn goes_on(&mut self, figures: &Figures) -> bool {
+    /// Reads and writes what can be now; whether it goes on with the next event. An answer asks for the figures.
+    pub(crate) fn goes_on(&mut self, figures: &mut dyn FnMut() -> Figures) -> bool {
         let stopped = (0..STEPS_MAX).find_map(|_| self.step(figures).err());
         stopped.is_some_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
     /// The end of what the peer sends is awaited: to close before could take the answer from it.
-    fn step(&mut self, figures: &Figures) -> io::Result<()> {
+    fn step(&mut self, figures: &mut dyn FnMut() -> Figures) -> io::Result<()> {
         let mut block = [0; REQUEST_OCTETS_MAX];
         let count = Some(self.stream.read(&mut block)?).filter(|&count| count > 0).ok_or(ErrorKind::UnexpectedEof)?;
         let Some(request) = &mut self.request else { return Ok(()) };
         request.extend(block[..count].iter().filter(|octet| **octet != b'\r'));
         if request.len() >= REQUEST_OCTETS_MAX || request.windows(2).any(|it| it == b"\n\n") {
             // One write: it is the first, and shorter than what the system takes without waiting.
-            self.stream.write_all(&answer(request, figures)).map_err(|_| ErrorKind::BrokenPipe)?;
+            self.stream.write_all(&answer(request, &figures())).map_err(|_| ErrorKind::BrokenPipe)?;
             self.stream.shutdown(Shutdown::Write)?;
             self.request = None;
         }

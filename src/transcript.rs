@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::config::Config;
 use crate::delivery::Now;
-use crate::smtp::command::{Command, LENIENT, foreign};
+use crate::smtp::command::{Command, LENIENT, foreign, without_end};
 use crate::smtp::reply::Reply;
 use crate::smtp::session::{COMMAND_LINE_OCTETS_MAX, Dialect, Settings};
 use crate::smtp::trace::Peer;
@@ -45,9 +45,8 @@ pub struct Transcript {
 impl Transcript {
     /// Notes a line, or part of one. What belongs to a login, or may, is masked.
     pub fn line(&mut self, line: &[u8], is_login: bool) {
-        let text = line.strip_suffix(b"\n").map_or(line, |text| text.strip_suffix(b"\r").unwrap_or(text));
+        let text = without_end(line);
         let (upper, end) = (text.to_ascii_uppercase(), &line[text.len()..]);
-        let is_known = Command::parse(text, LENIENT) != Err(Reply::UNRECOGNIZED);
         let has = |word: &&str| upper.windows(word.len()).any(|octets| octets == word.as_bytes());
         let may_be_login = self.login || ["AUTH", "PASS", "LOGIN"].iter().any(has);
         let open = match upper.strip_prefix(b"AUTH") {
@@ -59,7 +58,7 @@ impl Transcript {
             }
             // Of HTTP nothing but the method; TLS has no words.
             None if foreign(text).is_some() => memchr(b' ', text).filter(|_| text[0] > 0x16).unwrap_or(text.len()),
-            None if may_be_login && !is_known => 0,
+            None if may_be_login && Command::parse(text, LENIENT) == Err(Reply::UNRECOGNIZED) => 0,
             None => text.len(),
         };
         self.login |= open < text.len() || upper.starts_with(b"AUTH");
@@ -107,7 +106,7 @@ impl Transcript {
 
     /// Notes the end, and whether it was the server who closed.
     pub fn end(&mut self, is_ours: bool) {
-        self.keep(b"", TEXT_OCTETS_MAX, Some(b""));
+        self.tell_left_out();
         self.text += if is_ours { "Closed.\n" } else { "" };
         self.ended = true;
     }
@@ -136,10 +135,9 @@ pub struct Transcripts {
 impl Transcripts {
     /// Begins that of a session, if there is to be one.
     pub(crate) fn begin(&mut self, session: u64, peer: Peer, dialect: Dialect, config: &Config, now: Now) {
-        let mut networks = config.transcript_from.iter();
-        let is_in = networks.any(|network| matches!(peer, Peer::Address(address) if network.contains(&address)));
-        let is_chosen = (is_in || config.transcript_from.is_empty()) && self.begun < SESSIONS_MAX;
-        let Some(directory) = config.transcript.as_ref().filter(|_| is_chosen) else { return };
+        let is_in = config.transcript_from.iter().any(|it| matches!(peer, Peer::Address(peer) if it.contains(&peer)));
+        let is_wanted = (is_in || config.transcript_from.is_empty()) && self.begun < SESSIONS_MAX;
+        let (Config { transcript: Some(directory), protocol, .. }, true) = (config, is_wanted) else { return };
         self.begun += 1;
         if self.begun == SESSIONS_MAX {
             info!("the last of {SESSIONS_MAX} transcripts begins; no more are kept until the next start");
@@ -148,12 +146,11 @@ impl Transcripts {
         let name = format!("{}.{:03}-{peer}-{session}.smtp", since.as_secs(), since.subsec_millis());
         // Not all file systems have colons.
         let name = name.replace("IPv6:", "").replace(['[', ']'], "").replace(':', "_");
-        let (Settings { hostname, strict, .. }, lmtp) = (&config.protocol, dialect == Dialect::Lmtp);
-        let Settings { accept_any_login: auth, reject_bare_newline: reject, message_octets_max: size, .. } =
-            config.protocol;
+        let Settings { hostname, strict, accept_any_login, message_octets_max, reject_bare_newline, .. } = protocol;
+        let lmtp = dialect == Dialect::Lmtp;
         let text = format!(
-            "Settings: peer={peer} hostname={hostname} lmtp={lmtp} strict={strict} auth={auth} max-size={size} \
-             reject={reject}\nFeed: socket\n"
+            "Settings: peer={peer} hostname={hostname} lmtp={lmtp} strict={strict} auth={accept_any_login} \
+             max-size={message_octets_max} reject={reject_bare_newline}\nFeed: socket\n"
         );
         self.open.push(Transcript { session, path: directory.join(name), text, ..Transcript::default() });
     }

@@ -21,6 +21,11 @@ pub(super) fn skip_blanks(text: &str, strict: bool) -> &str {
     if strict || !begins_with_one { text } else { text.trim_start_matches([' ', '\t']) }
 }
 
+/// A line without its end, CRLF or LF alone.
+pub fn without_end(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r\n").or(line.strip_suffix(b"\n")).unwrap_or(line)
+}
+
 /// A command of the peer. What nobody looks at, such as the argument of VRFY, is judged but not kept. The name in `Hello`
 /// is printable ASCII, at most 255 octets; in lenient syntax it may be any, and empty. BDAT (RFC 3030 2) has any number of
 /// octets, so nothing is to be set aside for them. Who offers AUTH (RFC 4954 4) reads its argument with [`login`].

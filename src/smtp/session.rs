@@ -7,7 +7,7 @@ use itoa::Buffer;
 use memchr::memchr;
 
 use super::address::Path;
-use super::command::{Command, Hello, LENIENT, MailParameters, foreign, login};
+use super::command::{Command, Hello, LENIENT, MailParameters, foreign, login, without_end};
 use super::data::{DataDecoder, Framing, LineEnd};
 use super::header::HeaderScanner;
 use super::reply::{Reply, append, refuse_if};
@@ -422,7 +422,7 @@ impl Session {
     fn line(&mut self, input: &[u8], turn: &mut Turn<'_>) -> usize {
         let line_feed = memchr(b'\n', input);
         let (line, behind) = input.split_at(line_feed.map_or(input.len(), |at| at + 1));
-        let text = line.strip_suffix(b"\r\n").or(line.strip_suffix(b"\n")).unwrap_or(line);
+        let text = without_end(line);
         self.decoder.note_line_end(line);
         self.ended = self.ended.wrapping_add(line_feed.is_some().into());
         let after_long = matches!(self.phase, Phase::LongLine);
