@@ -20,6 +20,7 @@ use std::time::Duration;
 use common::random::Random;
 use common::{Client, Place, Server, mailchute, run, seed};
 use mailchute::transcript::{SESSIONS_MAX, Transcript};
+use rustix::process::Signal;
 
 fn directory(place: &Place) -> PathBuf {
     place.path().join("transcripts")
@@ -479,6 +480,23 @@ fn a_server_that_ends_a_session_by_itself_is_played() {
     client.expect("554 5.7.1 ");
     client.ended();
     assert!(played(&place, server)[0].contains("\nS: 554 5.7.1 Your address is not served here\nClosed.\n"));
+}
+
+/// What there is to tell when the server ends amid a message is told.
+#[test]
+fn the_end_at_a_second_signal_is_kept() {
+    let place = Place::new();
+    let mut server = start(&place, &[]);
+    let mut client = server.connect();
+    client.begin();
+    client.send("z".repeat(5000));
+    server.signal(Signal::TERM);
+    server.wait_for_line("stopping; messages that are coming in");
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().code(), Some(0));
+    let (name, script) = transcripts(&place).remove(0);
+    harness::play(&name, &script);
+    assert!(script.ends_with("\n# … 3976 octets left out\n"), "{script}");
 }
 
 // ---- without a socket ----------------------------------------------------------------------------------------------
